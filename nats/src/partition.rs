@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn partitions_are_stable_for_ever() {
         assert_eq!(partition_of("chat", "lobby"), 20);
-        assert_eq!(partition_of("_", "lobby"), 10);
+        assert_eq!(partition_of("_", "lobby"), 31);
     }
 
     #[test]
