@@ -102,11 +102,11 @@ impl Worker {
                 stays
             });
             for (stream, (slot, generation)) in placed {
-                if !running.contains_key(&stream) {
+                running.entry(stream).or_insert_with(|| {
                     let own = stop.child_token();
-                    running.insert(stream, own.clone());
-                    tasks.spawn(Arc::clone(&worker).follow(slot, generation, own));
-                }
+                    tasks.spawn(Arc::clone(&worker).follow(slot, generation, own.clone()));
+                    own
+                });
             }
             tokio::select! {
                 () = stop.cancelled() => return,
