@@ -4,13 +4,15 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Parser, Subcommand};
+use weir_authz::token::mint;
 
 use crate::config::{Config, ConfigFile, Loaded, Sources, parse_duration};
 use crate::node::{self, Mode};
-use crate::{check, telemetry, token};
+use crate::roles::token_settings;
+use crate::{check, telemetry};
 
 /// The configuration is wrong (EX_USAGE of sysexits).
 const EXIT_CONFIG: u8 = 64;
@@ -31,7 +33,7 @@ enum Command {
     Serve(Common),
     /// Say what is wrong with a configuration, and with the NATS that it names
     Check(Common),
-    /// Make a connection token for trying things out
+    /// Make a token for trying things out
     Token {
         #[command(flatten)]
         common: Common,
@@ -41,12 +43,9 @@ enum Command {
         /// How long it is valid
         #[arg(long, default_value = "1h", value_parser = duration)]
         ttl: Duration,
-        /// A room to join at connect; may be repeated
-        #[arg(long = "channel")]
-        channels: Vec<String>,
-        /// JSON that others see beside the user's messages
+        /// A room: makes a subscription token for it instead of a connection token
         #[arg(long)]
-        info: Option<String>,
+        channel: Option<String>,
     },
 }
 
@@ -108,27 +107,40 @@ pub fn run() -> ExitCode {
             common,
             user,
             ttl,
-            channels,
-            info,
-        } => {
-            let loaded = match common.load(&ConfigFile::None) {
-                Ok(loaded) => loaded,
-                Err(errors) => return wrong(&errors),
-            };
-            match token::mint(
-                &loaded.config.client.token,
-                user,
-                *ttl,
-                channels,
-                info.as_deref(),
-            ) {
-                Ok(token) => {
-                    say(&format!("{token}\n"));
-                    ExitCode::SUCCESS
-                }
-                Err(error) => failed(&error.to_string()),
-            }
+            channel,
+        } => token(common, user, *ttl, channel.as_deref()),
+    }
+}
+
+fn token(common: &Common, user: &str, ttl: Duration, channel: Option<&str>) -> ExitCode {
+    let loaded = match common.load(&ConfigFile::None) {
+        Ok(loaded) => loaded,
+        Err(errors) => return wrong(&errors),
+    };
+    let settings = token_settings(&loaded.config);
+    if settings.hmac_secret_key.is_empty() {
+        return wrong(
+            "client.token.hmac_secret_key: it is empty, so no token would be valid; set it in the file, or as \
+             WEIR_CLIENT_TOKEN_HMAC_SECRET_KEY",
+        );
+    }
+    // A clock before 1970 makes a token that is long expired, which is the truth.
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let expires_at_s = i64::try_from(now.saturating_add(ttl).as_secs()).unwrap_or(i64::MAX);
+    match mint(
+        &settings.hmac_secret_key,
+        user,
+        channel,
+        Some(expires_at_s),
+        &settings,
+    ) {
+        Ok(token) => {
+            say(&format!("{token}\n"));
+            ExitCode::SUCCESS
         }
+        Err(error) => failed(&error.to_string()),
     }
 }
 

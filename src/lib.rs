@@ -10,5 +10,5 @@ pub mod config;
 pub mod data_dir;
 pub mod nats_server;
 pub mod node;
+pub mod roles;
 pub mod telemetry;
-pub mod token;

@@ -2,27 +2,28 @@
 //! Never: a message, a room, a rule; it may contain no `if` about them.
 
 use std::fmt::Write as _;
-use std::future::Future;
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::StatusCode;
+use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::timeout;
+use tokio::sync::RwLock;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Admin, Metrics, Probe, sample};
-use crate::config::{Config, Loaded, NatsUser, Secret};
+use crate::config::{self, Config, Loaded, NatsUser, Secret};
 use crate::data_dir::{DataDir, DataDirError};
-use crate::nats_server::{Answer, NatsServer, NatsServerError, who_answers};
+use crate::nats_server::{Files, NatsServer, NatsServerError};
+use crate::roles::Roles;
+
+const START_PAUSE_MIN: Duration = Duration::from_millis(250);
+const START_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Which NATS a process uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,106 +66,8 @@ pub enum NodeError {
     Interrupted,
 }
 
-/// Where NATS is, and as whom Weir's three connections log in.
-#[derive(Debug, Clone)]
-pub struct NatsAccess {
-    /// Servers, separated by commas.
-    pub url: String,
-    /// Live and publishing.
-    pub live: NatsUser,
-    /// Direct Get.
-    pub reads: NatsUser,
-    /// Answers to requests.
-    pub door: NatsUser,
-}
-
-impl NatsAccess {
-    fn new(config: &Config, own: Option<&NatsServer>) -> Self {
-        let nats = &config.nats;
-        let Some(server) = own else {
-            return Self {
-                url: nats.url.clone(),
-                live: nats.live.clone(),
-                reads: nats.reads.clone(),
-                door: nats.door.clone(),
-            };
-        };
-        let user = |user: &str, password: &Secret| NatsUser {
-            user: user.to_owned(),
-            password: password.clone(),
-        };
-        let passwords = server.passwords();
-        Self {
-            url: server.url(),
-            live: user("weir", &passwords.weir),
-            reads: user("weir_read", &passwords.weir_read),
-            door: user("weir_door", &passwords.weir_door),
-        }
-    }
-}
-
-/// What roles need to start.
-pub struct Setup {
-    /// The configuration; `data_dir` is absolute.
-    pub config: Config,
-    /// The NATS to use.
-    pub nats: NatsAccess,
-    /// Tasks that the end waits for.
-    pub tasks: TaskTracker,
-    /// Cancelled when the process stops: refuse what is new, send clients away, finish what was begun.
-    pub draining: CancellationToken,
-}
-
-/// Roles that run.
-pub struct Roles {
-    /// Everything on the public listener.
-    pub public: Router,
-    /// What `/ready` asks.
-    pub probe: Probe,
-    /// What `/metrics` shows.
-    pub metrics: Vec<Metrics>,
-    /// Done when the roles have drained; begun after `draining` is cancelled.
-    pub drained: Pin<Box<dyn Future<Output = ()> + Send>>,
-}
-
-/// Starts the roles. Called when nats-server answers (`weir up`), or at once (`weir serve`): NATS may be absent, and may
-/// come later.
-fn start_roles(setup: &Setup) -> Roles {
-    let url = setup.nats.url.clone();
-    Roles {
-        public: Router::new().fallback(async || (StatusCode::NOT_FOUND, "nothing here\n")),
-        probe: Box::new(move || {
-            let url = url.clone();
-            Box::pin(async move { nats_answers(&url).await })
-        }),
-        metrics: Vec::new(),
-        drained: Box::pin(async {}),
-    }
-}
-
-async fn nats_answers(url: &str) -> Result<(), String> {
-    let mut why = "nats.url names no server".to_owned();
-    for one in url.split(',') {
-        let host = one.trim().rsplit_once("://").map_or(one, |(_, host)| host);
-        let host = if host.contains(':') {
-            host.to_owned()
-        } else {
-            format!("{host}:4222")
-        };
-        match tokio::net::lookup_host(&host).await {
-            Ok(addresses) => {
-                for address in addresses {
-                    if matches!(who_answers(address).await, Answer::Nats(_)) {
-                        return Ok(());
-                    }
-                }
-                why = format!("NATS does not answer at {host}");
-            }
-            Err(error) => why = format!("{host}: {error}"),
-        }
-    }
-    Err(why)
-}
+/// Roles that run; none before they started and after they stopped.
+type Running = Arc<RwLock<Option<Roles>>>;
 
 /// Runs until a signal.
 ///
@@ -196,44 +99,46 @@ async fn live(loaded: Loaded, mode: Mode, stop: CancellationToken) -> Result<(),
         },
     };
 
-    let nats = NatsAccess::new(&config, server.as_ref());
-    let setup = Setup {
-        config,
-        nats,
-        tasks: TaskTracker::new(),
-        draining: CancellationToken::new(),
-    };
-    let Roles {
-        public: router,
-        probe,
-        mut metrics,
-        drained,
-    } = start_roles(&setup);
+    if let Some(server) = &server {
+        use_own(&mut config.nats, server);
+    }
+    let running = Running::default();
+    let draining = CancellationToken::new();
+    let mut metrics = vec![role_metrics(Arc::clone(&running))];
     if let Some(server) = &server {
         metrics.push(server_metrics(server));
     }
-    let admin = Arc::new(Admin::new(probe, metrics, setup.draining.clone()));
-    // The internal listener outlives the drain, so that it can be watched.
+    let admin = Arc::new(Admin::new(
+        probe(Arc::clone(&running)),
+        metrics,
+        draining.clone(),
+    ));
+    // The internal listener comes first and goes last, so that start and drain can be watched.
     let ended = CancellationToken::new();
     let watched = tokio::spawn(admin::serve(internal.listener, admin, ended.clone()));
-    let draining = setup.draining.clone();
-    setup.tasks.spawn(async move {
-        let serve =
-            axum::serve(public.listener, router).with_graceful_shutdown(draining.cancelled_owned());
-        if let Err(error) = serve.await {
-            tracing::error!(%error, "the public listener failed");
-        }
-    });
 
-    let banner = banner(&setup, server.as_ref(), public.address, internal.address);
-    std::io::stdout()
-        .lock()
-        .write_all(banner.as_bytes())
-        .map_err(NodeError::Output)?;
-    tracing::info!(public = %public.address, internal = %internal.address, "weir is running");
+    let started = tokio::select! {
+        roles = start_roles(&config) => Some(roles),
+        () = stop.cancelled() => None,
+    };
+    if let Some(roles) = started {
+        roles.accept(public.listener, page());
+        *running.write().await = Some(roles);
+        let banner = banner(&config, server.as_ref(), public.address, internal.address);
+        std::io::stdout()
+            .lock()
+            .write_all(banner.as_bytes())
+            .map_err(NodeError::Output)?;
+        tracing::info!(public = %public.address, internal = %internal.address, "weir is running");
+        stop.cancelled().await;
+    }
 
-    stop.cancelled().await;
-    drain(&setup, drained).await;
+    tracing::info!(patience = ?config.shutdown.timeout, "stopping");
+    draining.cancel();
+    let roles = running.write().await.take();
+    if let Some(roles) = roles {
+        roles.stop(config.shutdown.timeout).await;
+    }
     ended.cancel();
     match timeout(Duration::from_secs(1), watched).await {
         Ok(Ok(Ok(()))) => {}
@@ -248,22 +153,61 @@ async fn live(loaded: Loaded, mode: Mode, stop: CancellationToken) -> Result<(),
     Ok(())
 }
 
-async fn drain(setup: &Setup, drained: Pin<Box<dyn Future<Output = ()> + Send>>) {
-    let patience = setup.config.shutdown.timeout;
-    tracing::info!(?patience, "stopping");
-    setup.draining.cancel();
-    setup.tasks.close();
-    let all = async {
-        drained.await;
-        setup.tasks.wait().await;
-    };
-    if timeout(patience, all).await.is_err() {
-        let left = setup.tasks.len();
-        tracing::warn!(
-            tasks = left,
-            "not everything ended in time, cutting it short"
-        );
+/// Starts the roles as soon as NATS and the archive are there; until then says every few seconds why not.
+async fn start_roles(config: &Config) -> Roles {
+    let mut pause = START_PAUSE_MIN;
+    loop {
+        match Box::pin(Roles::start(config)).await {
+            Ok(roles) => return roles,
+            Err(error) => tracing::warn!(%error, "cannot start yet, trying again"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(START_PAUSE_MAX);
     }
+}
+
+/// `weir up`: our own server, and the users made for it.
+fn use_own(nats: &mut config::Nats, server: &NatsServer) {
+    let user = |user: &str, password: &Secret| NatsUser {
+        user: user.to_owned(),
+        password: password.clone(),
+    };
+    let passwords = server.passwords();
+    nats.url = server.url();
+    nats.live = user("weir", &passwords.weir);
+    nats.reads = user("weir_read", &passwords.weir_read);
+    nats.door = user("weir_door", &passwords.weir_door);
+}
+
+fn probe(running: Running) -> Probe {
+    Box::new(move || {
+        let running = Arc::clone(&running);
+        Box::pin(async move {
+            match &*running.read().await {
+                Some(roles) => roles.probe().await,
+                None => {
+                    Err("not started: NATS or the archive is not there yet; see the log".to_owned())
+                }
+            }
+        })
+    })
+}
+
+fn role_metrics(running: Running) -> Metrics {
+    Box::new(move |text| {
+        let Ok(running) = running.try_read() else {
+            return; // starting or stopping at this very moment
+        };
+        for (name, help, kind, value) in running.iter().flat_map(Roles::figures) {
+            sample(text, name, kind, help);
+            text.push_str(&format!("{name} {value}\n"));
+        }
+    })
+}
+
+/// What the public listener serves beside sockets.
+fn page() -> Router {
+    Router::new().route("/", get(async || "Weir: /connection/websocket\n"))
 }
 
 struct Bound {
@@ -321,7 +265,7 @@ fn server_metrics(server: &NatsServer) -> Metrics {
 
 /// What a person who started us wants to know, with three lines to paste.
 fn banner(
-    setup: &Setup,
+    config: &Config,
     server: Option<&NatsServer>,
     public: SocketAddr,
     internal: SocketAddr,
@@ -332,18 +276,18 @@ fn banner(
         env!("CARGO_PKG_VERSION")
     );
     let written = match server {
-        None => writeln!(text, "  NATS       {}\n", setup.nats.url),
-        Some(server) => demo_lines(&mut text, setup, server),
+        None => writeln!(text, "  NATS       {}\n", config.nats.url),
+        Some(server) => demo_lines(&mut text, config, server),
     };
     debug_assert!(written.is_ok(), "a String takes all");
     text
 }
 
-fn demo_lines(text: &mut String, setup: &Setup, server: &NatsServer) -> std::fmt::Result {
+fn demo_lines(text: &mut String, config: &Config, server: &NatsServer) -> std::fmt::Result {
     let host = server.url();
     let host = host.trim_start_matches("nats://");
-    let demo = setup.config.nats_server.demo_users;
-    let data = setup.config.data_dir.display();
+    let demo = config.nats_server.demo_users;
+    let data = config.data_dir.display();
     let shown = |name: &'static str| if demo { name } else { "PASSWORD" };
     writeln!(text, "\nPaste into another terminal:\n")?;
     writeln!(text, "  export NATS_URL=nats://ops:{}@{host}", shown("ops"))?;
@@ -356,7 +300,7 @@ fn demo_lines(text: &mut String, setup: &Setup, server: &NatsServer) -> std::fmt
         server.mqtt_address()
     )?;
     if !demo {
-        let path: PathBuf = crate::nats_server::Files::new(&setup.config.data_dir).passwords();
+        let path = Files::new(&config.data_dir).passwords();
         writeln!(text, "  passwords  {}", path.display())?;
     }
     writeln!(
