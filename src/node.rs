@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::header;
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -205,9 +206,16 @@ fn role_metrics(running: Running) -> Metrics {
     })
 }
 
-/// What the public listener serves beside sockets.
+/// What the public listener serves beside sockets: one file, whose own policy lets it load nothing else.
 fn page() -> Router {
-    Router::new().route("/", get(async || "Weir: /connection/websocket\n"))
+    const PAGE: &str = include_str!("page.html");
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, "frame-ancestors 'none'"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    Router::new().route("/", get(async move || (headers, PAGE)))
 }
 
 struct Bound {
