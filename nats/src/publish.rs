@@ -207,7 +207,7 @@ impl Publisher {
             now + ANSWER_WITHIN.saturating_sub(ANSWER_MARGIN),
             outgoing,
         );
-        if let Err(ticket) = queues[usize::from(index)].push(ticket, now) {
+        if let Err(ticket) = queues[usize::from(index)].push(Arc::new(ticket), now) {
             ticket.answer(if inner.guard.is_open() {
                 Outcome::Refused(Refusal::Busy)
             } else {

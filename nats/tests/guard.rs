@@ -1,5 +1,11 @@
 //! The epoch guard against a real nats-server that lost something.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::large_futures,
+    reason = "a test fails by panicking, and runs alone"
+)]
+
 mod common;
 
 use std::collections::{HashMap, HashSet};

@@ -1,12 +1,20 @@
 //! Publishing into a real nats-server: order, the three ends, and every message once.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::large_futures,
+    reason = "a test fails by panicking, and runs alone"
+)]
+
 mod common;
 
 use std::collections::HashMap;
 use std::time::Duration;
 
+use common::proxy::Proxy;
 use common::{Process, Server, eventually, rooms, stored, text};
 use tokio::time::Instant;
+use weir_nats::connect::Links;
 use weir_nats::publish::{ANSWER_WITHIN, Outcome, Refusal};
 use weir_nats::stream::LogConfig;
 
@@ -152,6 +160,85 @@ async fn a_server_killed_under_load_loses_no_acknowledged_message_and_doubles_no
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     check_against(&process, outcomes).await;
+}
+
+/// A process whose connections go through a proxy.
+async fn behind_proxy(server: &Server, log: LogConfig) -> (Process, Proxy) {
+    let proxy = Proxy::start(server.port).await;
+    let mut config = server.connect_config();
+    config.url = format!("nats://127.0.0.1:{}", proxy.port);
+    let links = Links::connect(&config).await.unwrap();
+    (Process::start_on(links, log, vec![]).await, proxy)
+}
+
+/// Stored, but the acknowledgement is lost: found again, and its author is told the truth.
+#[tokio::test]
+async fn a_lost_acknowledgement_is_made_up_for() {
+    let server = Server::start();
+    let (process, proxy) = behind_proxy(&server, rooms()).await;
+    let mut resync = process.publisher.resync();
+    for round in 0..5 {
+        proxy.swallow_answers();
+        let many: Vec<_> = (0..=round)
+            .map(|nth| process.submit("chat:a", &format!("{round}-{nth}")))
+            .collect();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        proxy.cut();
+        for outcome in many {
+            stored(&outcome.await.unwrap());
+        }
+        assert_eq!(resync.recv().await.unwrap().channel(), "chat:a");
+    }
+    let texts = process.texts().await;
+    let called: Vec<_> = (0..5)
+        .flat_map(|round| (0..=round).map(move |nth| format!("{round}-{nth}")))
+        .collect();
+    assert_eq!(texts, called);
+}
+
+/// Never stored: surely absent, so sent again while its author waits.
+#[tokio::test]
+async fn a_lost_message_is_sent_again() {
+    let server = Server::start();
+    let (process, proxy) = behind_proxy(&server, rooms()).await;
+    proxy.swallow_requests();
+    let many: Vec<_> = (0..3)
+        .map(|nth| process.submit("chat:a", &format!("{nth}")))
+        .collect();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    proxy.cut();
+    for outcome in many {
+        stored(&outcome.await.unwrap());
+    }
+    assert_eq!(process.texts().await, ["0", "1", "2"]);
+}
+
+/// Stored and its acknowledgement lost, then the server freezes until it has forgotten the id: a
+/// copy that was sent meanwhile would lie in its socket and be stored as another message.
+#[tokio::test]
+async fn an_id_that_the_server_forgot_is_not_sent_again() {
+    let server = Server::start();
+    let log = LogConfig {
+        duplicate_window: Duration::from_secs(1),
+        ..rooms()
+    };
+    let (process, proxy) = behind_proxy(&server, log).await;
+    proxy.swallow_answers();
+    let outcome = process.submit("chat:a", "once");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    server.signal("STOP");
+    assert_eq!(outcome.await.unwrap(), Outcome::Unknown);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    server.signal("CONT");
+    proxy.cut();
+    let next = eventually("a publish is stored", async || {
+        match process.submit("chat:a", "next").await.unwrap() {
+            Outcome::Stored { position, .. } => Some(position.offset.get()),
+            _ => None,
+        }
+    });
+    assert_eq!(next.await, 2);
+    assert_eq!(process.texts().await, ["once", "next"]);
 }
 
 #[tokio::test]

@@ -158,7 +158,7 @@ impl SlotQueue {
     }
 
     /// Puts a message behind the others, or gives it back if it would wait too long.
-    pub(super) fn push(&self, ticket: Ticket, now: Instant) -> Result<(), Ticket> {
+    pub(super) fn push(&self, ticket: Arc<Ticket>, now: Instant) -> Result<(), Arc<Ticket>> {
         let mut inner = self.inner();
         let bytes = ticket.len();
         if inner.waiting_bytes + bytes > QUEUE_MAX_BYTES
@@ -167,7 +167,7 @@ impl SlotQueue {
             return Err(ticket);
         }
         inner.waiting_bytes += bytes;
-        inner.waiting.push_back(Arc::new(ticket));
+        inner.waiting.push_back(ticket);
         drop(inner);
         self.added.notify_one();
         self.filled.notify_one();
@@ -260,9 +260,11 @@ impl Inner {
                 break;
             }
         }
-        while let Some(ticket) = self.waiting.pop_front_if(|ticket| is_late(ticket)) {
-            self.waiting_bytes -= ticket.len();
-            late.push(ticket);
+        while self.waiting.front().is_some_and(is_late) {
+            if let Some(ticket) = self.waiting.pop_front() {
+                self.waiting_bytes -= ticket.len();
+                late.push(ticket);
+            }
         }
         let next = next.or_else(|| self.waiting.front().map(|ticket| ticket.deadline));
         (late, next)
@@ -276,7 +278,7 @@ mod tests {
     use super::*;
     use crate::message::{Author, Door};
 
-    fn ticket(id: &str, keyed: bool, deadline: Instant) -> (Ticket, Told) {
+    fn ticket(id: &str, keyed: bool, deadline: Instant) -> (Arc<Ticket>, Told) {
         let told = Told::default();
         let tell = Arc::clone(&told);
         let outgoing = Outgoing {
@@ -294,7 +296,7 @@ mod tests {
             done: Box::new(move |outcome| tell.lock().unwrap().push(outcome)),
         };
         let ticket = Ticket::new("s".into(), HeaderMap::new(), id.into(), deadline, outgoing);
-        (ticket, told)
+        (Arc::new(ticket), told)
     }
 
     type Told = Arc<Mutex<Vec<Outcome>>>;

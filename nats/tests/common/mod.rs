@@ -5,6 +5,8 @@
     reason = "each test file is a crate of its own and uses a part of this"
 )]
 
+pub mod proxy;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -189,7 +191,11 @@ impl Process {
     }
 
     pub async fn start_with(server: &Server, log: LogConfig, seeds: Vec<(String, Known)>) -> Self {
-        let links = server.links().await;
+        Self::start_on(server.links().await, log, seeds).await
+    }
+
+    /// Over connections that go another way.
+    pub async fn start_on(links: Links, log: LogConfig, seeds: Vec<(String, Known)>) -> Self {
         let placements = Placements::default();
         let windows = HashMap::from([(log.name.clone(), log.duplicate_window)]);
         let events = links.events();
