@@ -90,9 +90,9 @@ impl Roles {
         let wake = Arc::new(Notify::new());
         let publisher = Publisher::start(
             PublisherParts {
-                client: links.live.clone(),
+                links: links.clone(),
                 placements: placements.clone(),
-                gate: guard.gate(),
+                guard: guard.clone(),
                 key: secret,
                 duplicate_windows: logs
                     .iter()
