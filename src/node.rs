@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::header;
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -205,9 +206,20 @@ fn role_metrics(running: Running) -> Metrics {
     })
 }
 
+/// The page at `/`: one file, which names the hashes of its own script and style.
+const PAGE: &str = include_str!("page.html");
+
 /// What the public listener serves beside sockets.
 fn page() -> Router {
-    Router::new().route("/", get(async || "Weir: /connection/websocket\n"))
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        // The one rule that a page cannot give itself: no other site may frame it.
+        (header::CONTENT_SECURITY_POLICY, "frame-ancestors 'none'"),
+    ];
+    Router::new().route("/", get(async move || (headers, PAGE)))
 }
 
 struct Bound {
