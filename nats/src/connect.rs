@@ -1,0 +1,178 @@
+//! Knows: the three connections of a process and what happens to them. Never: streams, rooms.
+//!
+//! Live and publishing, reads, and the door are apart, since a Direct Get runs in the server's read
+//! loop of its connection, and since the door's user may publish nowhere but into inboxes.
+
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions, Event};
+use tokio::sync::broadcast;
+
+/// Events that a slow listener may be behind before it is told that it lagged.
+const EVENTS_MAX: usize = 256;
+/// Live messages that may wait for one room before the newest are dropped and repaired later.
+const SUBSCRIPTION_MAX_MESSAGES: usize = 8_192;
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// A NATS user and its password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// User name.
+    pub user: String,
+    /// Password; never logged.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials")
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where and as whom to connect.
+#[derive(Clone, Debug)]
+pub struct ConnectConfig {
+    /// `nats://host:port`, several separated by commas.
+    pub url: String,
+    /// The user that publishes into logs and administers streams.
+    pub live: Credentials,
+    /// The user that reads logs.
+    pub reads: Credentials,
+    /// The user that answers requests and may publish into inboxes only.
+    pub door: Credentials,
+}
+
+/// Which of the three connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Link {
+    /// Live messages, publishing, stream administration.
+    Live,
+    /// Direct Get.
+    Reads,
+    /// `say` and `history` requests.
+    Door,
+}
+
+/// What happened to a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkEvent {
+    /// It is up, for the first time or again.
+    Connected,
+    /// It was lost; it is tried again for ever.
+    Disconnected,
+    /// Messages of a subscription were dropped, as they were not taken in time.
+    SlowConsumer,
+}
+
+/// The three connections. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Links {
+    /// Live messages, publishing, stream administration.
+    pub live: Client,
+    /// Direct Get.
+    pub reads: Client,
+    /// `say` and `history` requests.
+    pub door: Client,
+    events: broadcast::Sender<(Link, LinkEvent)>,
+}
+
+/// A connection that could not be made.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("cannot connect to NATS at {url} as user `{user}`: {reason}")]
+pub struct ConnectError {
+    /// The address as configured.
+    pub url: String,
+    /// The user.
+    pub user: String,
+    /// What the client said.
+    pub reason: String,
+}
+
+impl Links {
+    /// Connects all three.
+    ///
+    /// # Errors
+    /// When one cannot be made; nothing is retried here, so that a wrong password is told at once.
+    pub async fn connect(config: &ConnectConfig) -> Result<Self, ConnectError> {
+        let (events, _) = broadcast::channel(EVENTS_MAX);
+        Ok(Self {
+            live: connect(config, Link::Live, &config.live, &events).await?,
+            reads: connect(config, Link::Reads, &config.reads, &events).await?,
+            door: connect(config, Link::Door, &config.door, &events).await?,
+            events,
+        })
+    }
+
+    /// What happens to the connections from now on.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<(Link, LinkEvent)> {
+        self.events.subscribe()
+    }
+}
+
+async fn connect(
+    config: &ConnectConfig,
+    link: Link,
+    credentials: &Credentials,
+    events: &broadcast::Sender<(Link, LinkEvent)>,
+) -> Result<Client, ConnectError> {
+    let events = events.clone();
+    let user = credentials.user.clone();
+    let options = ConnectOptions::with_user_and_password(user, credentials.password.clone())
+        .name(format!("weir {link:?}").to_lowercase())
+        .custom_inbox_prefix(format!("_INBOX.{}", credentials.user))
+        .ping_interval(PING_INTERVAL)
+        .request_timeout(Some(REQUEST_TIMEOUT))
+        .subscription_capacity(SUBSCRIPTION_MAX_MESSAGES)
+        .reconnect_delay_callback(|attempts| {
+            let exponent = u32::try_from(attempts.min(6)).unwrap_or(6);
+            (Duration::from_millis(25) * 2_u32.pow(exponent)).min(RECONNECT_PAUSE_MAX)
+        })
+        .event_callback(move |event| {
+            let event = seen(link, &event);
+            if let Some(event) = event {
+                // Nobody listening yet is no error: events before the start are looked up then.
+                drop(events.send((link, event)));
+            }
+            async {}
+        });
+    let servers: Vec<&str> = config.url.split(',').map(str::trim).collect();
+    options
+        .connect(servers.as_slice())
+        .await
+        .map_err(|error| ConnectError {
+            url: config.url.clone(),
+            user: credentials.user.clone(),
+            reason: error.to_string(),
+        })
+}
+
+fn seen(link: Link, event: &Event) -> Option<LinkEvent> {
+    match event {
+        Event::Connected => {
+            tracing::info!(?link, "nats connected");
+            Some(LinkEvent::Connected)
+        }
+        Event::Disconnected => {
+            tracing::warn!(?link, "nats disconnected");
+            Some(LinkEvent::Disconnected)
+        }
+        Event::SlowConsumer(subscription) => {
+            tracing::warn!(?link, subscription, "nats messages were dropped here");
+            Some(LinkEvent::SlowConsumer)
+        }
+        Event::ServerError(error) => {
+            tracing::warn!(?link, %error, "nats server error");
+            None
+        }
+        Event::ClientError(error) => {
+            tracing::warn!(?link, %error, "nats client error");
+            None
+        }
+        Event::LameDuckMode | Event::Draining | Event::Closed => None,
+    }
+}

@@ -1,0 +1,497 @@
+//! Knows: JetStream's Direct Get and stream state, as ADR-31 and the server define them. Never:
+//! which tier should be read.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{Client, HeaderMap};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::Semaphore;
+
+use crate::message::{Delivery, Message, header, last};
+use crate::position::Seq;
+
+/// Deep reads of one connection at a time: they hold up the stream's writers.
+const READS_AT_ONCE_MAX: usize = 4;
+/// Messages of one batch.
+const BATCH_MAX_MESSAGES: u32 = 200;
+/// Bytes of one batch.
+const BATCH_MAX_BYTES: u32 = 1 << 20;
+/// Subjects of one multi-last request (the server refuses more than 1,024).
+const SUBJECTS_MAX: usize = 1_000;
+/// Without a reply for this long a read has failed.
+const REPLY_WITHIN: Duration = Duration::from_secs(2);
+/// Probes for where a backward page starts.
+const PROBES_MAX: usize = 12;
+
+/// A read that did not succeed. Nothing partial is ever returned.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// No answer in time, or no connection: try again.
+    #[error("the stream {0} did not answer in time")]
+    TimedOut(String),
+    /// There is no such stream, or it has no leader, or it may not be read.
+    #[error("the stream {0} is not there")]
+    NoStream(String),
+    /// JetStream refused the request.
+    #[error("the stream {stream} refused a read: {reason}")]
+    Refused {
+        /// The stream.
+        stream: String,
+        /// What the server said.
+        reason: String,
+    },
+    /// An answer that is not what was asked for.
+    #[error("the stream {0} gave an answer that cannot be read")]
+    Malformed(String),
+}
+
+/// What a stream's leader says of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamState {
+    /// The lowest sequence that is there; last + 1 when it is empty.
+    pub first: Seq,
+    /// The highest sequence ever given.
+    pub last: Seq,
+    /// Messages in it.
+    pub messages: u64,
+    /// When it was created, as the server spells it.
+    pub created: String,
+}
+
+/// Messages of one room.
+#[derive(Clone, Debug, Default)]
+pub struct ReplayPage {
+    /// Oldest first from [`Replay::forward`], newest first from [`Replay::backward`].
+    pub messages: Vec<Arc<Message>>,
+    /// More follow in the same direction.
+    pub more: bool,
+}
+
+/// Reads streams over one connection. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Replay {
+    client: Client,
+    reads: Arc<Semaphore>,
+}
+
+impl Replay {
+    /// Reads over `client`.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self {
+            client,
+            reads: Arc::new(Semaphore::new(READS_AT_ONCE_MAX)),
+        }
+    }
+
+    /// What the leader says of a stream.
+    ///
+    /// # Errors
+    /// When it is not there or does not answer.
+    pub async fn state(&self, stream: &str) -> Result<StreamState, ReplayError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            error: Option<ApiError>,
+            created: Option<String>,
+            state: Option<State>,
+        }
+        #[derive(Deserialize)]
+        struct State {
+            messages: u64,
+            first_seq: u64,
+            last_seq: u64,
+        }
+        let subject = format!("$JS.API.STREAM.INFO.{stream}");
+        let reply = self.request(stream, subject, Bytes::new()).await?;
+        let answer: Answer = serde_json::from_slice(&reply.payload)
+            .map_err(|_| ReplayError::Malformed(stream.to_owned()))?;
+        if let Some(error) = answer.error {
+            return Err(error.into_replay(stream));
+        }
+        let (Some(state), Some(created)) = (answer.state, answer.created) else {
+            return Err(ReplayError::Malformed(stream.to_owned()));
+        };
+        Ok(StreamState {
+            first: Seq::new(state.first_seq),
+            last: Seq::new(state.last_seq),
+            messages: state.messages,
+            created,
+        })
+    }
+
+    /// The last message of a subject.
+    ///
+    /// # Errors
+    /// When the stream does not answer; a subject without messages is `None`.
+    pub async fn last(
+        &self,
+        stream: &str,
+        stored_subject: &str,
+    ) -> Result<Option<Delivery>, ReplayError> {
+        self.one(stream, &json!({ "last_by_subj": stored_subject }))
+            .await
+    }
+
+    /// The message at a sequence, of whatever subject.
+    ///
+    /// # Errors
+    /// When the stream does not answer; a sequence that is not there is `None`.
+    pub async fn at(&self, stream: &str, seq: Seq) -> Result<Option<Delivery>, ReplayError> {
+        self.one(stream, &json!({ "seq": seq.get() })).await
+    }
+
+    async fn one(
+        &self,
+        stream: &str,
+        query: &serde_json::Value,
+    ) -> Result<Option<Delivery>, ReplayError> {
+        let subject = format!("$JS.API.DIRECT.GET.{stream}");
+        let reply = self
+            .request(stream, subject, query.to_string().into())
+            .await?;
+        match status(&reply) {
+            None => Ok(Some(self.delivery(stream, &reply)?)),
+            Some(404) => Ok(None),
+            Some(_) => Err(refused(stream, &reply)),
+        }
+    }
+
+    /// Messages of one subject after `after`, oldest first.
+    ///
+    /// # Errors
+    /// When the stream does not answer whole.
+    pub async fn forward(
+        &self,
+        stream: &str,
+        stored_subject: &str,
+        after: Seq,
+        max_messages: u32,
+        max_bytes: u32,
+    ) -> Result<ReplayPage, ReplayError> {
+        let _permit = self
+            .reads
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
+        let mut page = ReplayPage::default();
+        let mut from = after;
+        let mut bytes = 0_usize;
+        loop {
+            let wanted = max_messages.saturating_sub(to_u32(page.messages.len()));
+            let left = max_bytes.saturating_sub(to_u32(bytes));
+            if wanted == 0 || left == 0 {
+                page.more = true;
+                return Ok(page);
+            }
+            let query = json!({
+                "seq": from.read_from(),
+                "next_by_subj": stored_subject,
+                "batch": wanted.min(BATCH_MAX_MESSAGES),
+                "max_bytes": left.min(BATCH_MAX_BYTES),
+            });
+            let (deliveries, pending) = self.batch(stream, &query).await?;
+            let Some(newest) = deliveries.last() else {
+                return Ok(page);
+            };
+            from = newest.message.seq;
+            for delivery in deliveries {
+                if delivery.stored_subject != stored_subject {
+                    return Err(ReplayError::Malformed(stream.to_owned()));
+                }
+                bytes += delivery.message.data.len();
+                page.messages.push(Arc::new(delivery.message));
+            }
+            page.more = pending > 0;
+            if !page.more {
+                return Ok(page);
+            }
+        }
+    }
+
+    /// How many messages of a subject lie after `after`, and the sequence of the first of them.
+    ///
+    /// # Errors
+    /// When the stream does not answer.
+    pub async fn count_after(
+        &self,
+        stream: &str,
+        stored_subject: &str,
+        after: Seq,
+    ) -> Result<Option<(u64, Seq)>, ReplayError> {
+        let query = json!({ "seq": after.read_from(), "next_by_subj": stored_subject, "batch": 1 });
+        let (deliveries, pending) = self.batch(stream, &query).await?;
+        Ok(deliveries
+            .first()
+            .map(|first| (pending + 1, first.message.seq)))
+    }
+
+    /// The newest messages of one subject below `before` and above `above`, newest first. JetStream
+    /// has no such request: the start is found by interpolating over the pending counts, then one
+    /// forward read ends at `before`.
+    ///
+    /// # Errors
+    /// When the stream does not answer whole.
+    pub async fn backward(
+        &self,
+        stream: &str,
+        stored_subject: &str,
+        before: Option<Seq>,
+        above: Seq,
+        max_messages: u32,
+        max_bytes: u32,
+    ) -> Result<ReplayPage, ReplayError> {
+        let state = self.state(stream).await?;
+        let end = before.unwrap_or(Seq::new(state.last.read_from()));
+        let low = above.max(state.first.just_before());
+        if end.get() <= low.read_from() {
+            return Ok(ReplayPage::default());
+        }
+        // How many lie at or after `end`: what a count from elsewhere has to leave out.
+        let beyond = self
+            .count_after(stream, stored_subject, end.just_before())
+            .await?
+            .map_or(0, |(count, _)| count);
+        let Some((count, _)) = self.count_after(stream, stored_subject, low).await? else {
+            return Ok(ReplayPage::default());
+        };
+        let total = count.saturating_sub(beyond);
+        let wanted = u64::from(max_messages);
+        let (mut start, mut held) = (low, total);
+        let (mut top, mut lower) = (end.get(), low.get());
+        for _ in 0..PROBES_MAX {
+            if held <= wanted * 2 || top - lower < 2 {
+                break;
+            }
+            // Where about one and a half pages would lie, if the room were evenly spread.
+            let span = top - lower;
+            let share = u128::from(span) * u128::from(wanted + wanted / 2) / u128::from(held);
+            let back = u64::try_from(share).unwrap_or(span).clamp(1, span - 1);
+            let probe = Seq::new(top - back);
+            let found = self.count_after(stream, stored_subject, probe).await?;
+            let count = found.map_or(0, |(count, _)| count).saturating_sub(beyond);
+            if count >= wanted {
+                (start, held, lower) = (probe, count, probe.get());
+            } else {
+                // Too far up: what is wanted begins below the probe.
+                top = probe.get();
+                if top - lower < 2 {
+                    break;
+                }
+                let middle = Seq::new(lower + (top - lower) / 2);
+                let found = self.count_after(stream, stored_subject, middle).await?;
+                let count = found.map_or(0, |(count, _)| count).saturating_sub(beyond);
+                if count >= wanted {
+                    (start, held, lower) = (middle, count, middle.get());
+                } else {
+                    top = middle.get();
+                }
+            }
+        }
+        let mut messages: Vec<Arc<Message>> = Vec::new();
+        let mut from = start;
+        loop {
+            let page = self
+                .forward(
+                    stream,
+                    stored_subject,
+                    from,
+                    BATCH_MAX_MESSAGES,
+                    BATCH_MAX_BYTES,
+                )
+                .await?;
+            let reached_end = page.messages.iter().any(|message| message.seq >= end);
+            if let Some(newest) = page.messages.last() {
+                from = newest.seq;
+            }
+            messages.extend(
+                page.messages
+                    .into_iter()
+                    .filter(|message| message.seq < end),
+            );
+            // Only the newest are wanted; a window as large as the page keeps memory bounded.
+            let surplus = messages.len().saturating_sub(max_messages as usize);
+            messages.drain(..surplus);
+            if reached_end || !page.more {
+                break;
+            }
+        }
+        messages.reverse();
+        let mut bytes = 0;
+        let fitting = messages
+            .iter()
+            .take_while(|message| {
+                let fits = bytes == 0 || bytes + message.data.len() <= max_bytes as usize;
+                bytes += message.data.len();
+                fits
+            })
+            .count();
+        messages.truncate(fitting);
+        Ok(ReplayPage {
+            more: (messages.len() as u64) < total,
+            messages,
+        })
+    }
+
+    /// The last sequence of each subject that moved past `after`.
+    ///
+    /// # Errors
+    /// When the stream does not answer whole.
+    pub async fn heads(
+        &self,
+        stream: &str,
+        stored_subjects: &[String],
+        after: Seq,
+    ) -> Result<HashMap<String, Seq>, ReplayError> {
+        let mut heads = HashMap::new();
+        for subjects in stored_subjects.chunks(SUBJECTS_MAX) {
+            let query = json!({
+                "multi_last": subjects,
+                "seq": after.read_from(),
+                "batch": SUBJECTS_MAX,
+            });
+            let (deliveries, _) = self.batch(stream, &query).await?;
+            heads.extend(
+                deliveries
+                    .into_iter()
+                    .map(|d| (d.stored_subject, d.message.seq)),
+            );
+        }
+        Ok(heads)
+    }
+
+    /// Every message of the stream after `after`, whatever its subject, at most `max_messages`.
+    ///
+    /// # Errors
+    /// When the stream does not answer whole.
+    pub async fn all_after(
+        &self,
+        stream: &str,
+        filter: &str,
+        after: Seq,
+        max_messages: u32,
+    ) -> Result<Vec<Delivery>, ReplayError> {
+        let query = json!({
+            "seq": after.read_from(),
+            "next_by_subj": filter,
+            "batch": max_messages.min(BATCH_MAX_MESSAGES),
+            "max_bytes": BATCH_MAX_BYTES,
+        });
+        Ok(self.batch(stream, &query).await?.0)
+    }
+
+    /// One batch, which counts only with its end mark. Returns what follows it, too.
+    async fn batch(
+        &self,
+        stream: &str,
+        query: &serde_json::Value,
+    ) -> Result<(Vec<Delivery>, u64), ReplayError> {
+        let timed_out = || ReplayError::TimedOut(stream.to_owned());
+        let inbox = self.client.new_inbox();
+        let mut replies = self
+            .client
+            .subscribe(inbox.clone())
+            .await
+            .map_err(|_| timed_out())?;
+        let subject = format!("$JS.API.DIRECT.GET.{stream}");
+        self.client
+            .publish_with_reply(subject, inbox, query.to_string().into())
+            .await
+            .map_err(|_| timed_out())?;
+        let mut deliveries = Vec::new();
+        loop {
+            let reply = tokio::time::timeout(REPLY_WITHIN, replies.next())
+                .await
+                .map_err(|_| timed_out())?
+                .ok_or_else(timed_out)?;
+            match status(&reply) {
+                None => deliveries.push(self.delivery(stream, &reply)?),
+                Some(204) => {
+                    let headers = reply.headers.as_ref();
+                    let pending = headers
+                        .and_then(|h| number(h, header::NUM_PENDING))
+                        .unwrap_or(0);
+                    return Ok((deliveries, pending));
+                }
+                Some(404) => return Ok((deliveries, 0)),
+                Some(503) => return Err(ReplayError::NoStream(stream.to_owned())),
+                Some(_) => return Err(refused(stream, &reply)),
+            }
+        }
+    }
+
+    fn delivery(&self, stream: &str, reply: &async_nats::Message) -> Result<Delivery, ReplayError> {
+        let malformed = || ReplayError::Malformed(stream.to_owned());
+        let headers = reply.headers.as_ref().ok_or_else(malformed)?;
+        let delivery =
+            Delivery::from_headers(headers, reply.payload.clone()).map_err(|_| malformed())?;
+        if delivery.stream == stream {
+            Ok(delivery)
+        } else {
+            Err(malformed())
+        }
+    }
+
+    async fn request(
+        &self,
+        stream: &str,
+        subject: String,
+        payload: Bytes,
+    ) -> Result<async_nats::Message, ReplayError> {
+        use async_nats::client::RequestErrorKind;
+        let request = async_nats::Request::new()
+            .payload(payload)
+            .timeout(Some(REPLY_WITHIN));
+        self.client
+            .send_request(subject, request)
+            .await
+            .map_err(|error| match error.kind() {
+                RequestErrorKind::NoResponders => ReplayError::NoStream(stream.to_owned()),
+                _ => ReplayError::TimedOut(stream.to_owned()),
+            })
+    }
+}
+
+#[derive(Deserialize)]
+struct ApiError {
+    err_code: Option<u32>,
+    description: Option<String>,
+}
+
+impl ApiError {
+    fn into_replay(self, stream: &str) -> ReplayError {
+        match self.err_code {
+            // JSStreamNotFoundErr
+            Some(10_059) => ReplayError::NoStream(stream.to_owned()),
+            _ => ReplayError::Refused {
+                stream: stream.to_owned(),
+                reason: self.description.unwrap_or_default(),
+            },
+        }
+    }
+}
+
+fn status(reply: &async_nats::Message) -> Option<u16> {
+    reply.status.map(|status| status.as_u16())
+}
+
+fn refused(stream: &str, reply: &async_nats::Message) -> ReplayError {
+    let reason = reply.description.clone().unwrap_or_default();
+    let status = status(reply).unwrap_or_default();
+    ReplayError::Refused {
+        stream: stream.to_owned(),
+        reason: format!("{status} {reason}"),
+    }
+}
+
+fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
+    last(headers, name)?.parse().ok()
+}
+
+fn to_u32(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
