@@ -12,3 +12,4 @@
 
 mod checker;
 mod harness;
+mod proxy;

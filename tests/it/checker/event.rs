@@ -44,7 +44,12 @@ pub(crate) struct Seen {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) enum What {
     /// A publish was sent.
-    Invoke { id: Id, room: u32, author: u32, hash: u64 },
+    Invoke {
+        id: Id,
+        room: u32,
+        author: u32,
+        hash: u64,
+    },
     /// It was acknowledged; the door's answer tells where, the socket's does not.
     Ok { id: Id, at: Option<At> },
     /// It was refused: it must never appear.
@@ -52,7 +57,13 @@ pub(crate) enum What {
     /// Nobody knows: time-out, lost connection, or so answered.
     Unknown { id: Id },
     /// A logical client joined. `asked` is the position it recovers from.
-    Joined { client: u32, room: u32, asked: Option<At>, got: At, recovered: bool },
+    Joined {
+        client: u32,
+        room: u32,
+        asked: Option<At>,
+        got: At,
+        recovered: bool,
+    },
     /// A logical client was handed a message.
     Recv { client: u32, via: Via, seen: Seen },
     /// The membership ended; the position stays, to recover from.
@@ -123,10 +134,23 @@ impl History {
             )
         };
         let text = match &event.what {
-            What::Invoke { id, room, author, .. } => {
-                format!("invoke {} in {} by `{}`", show_id(*id), name(*room), name(*author))
+            What::Invoke {
+                id, room, author, ..
+            } => {
+                format!(
+                    "invoke {} in {} by `{}`",
+                    show_id(*id),
+                    name(*room),
+                    name(*author)
+                )
             }
-            What::Joined { client, room, asked, got, recovered } => format!(
+            What::Joined {
+                client,
+                room,
+                asked,
+                got,
+                recovered,
+            } => format!(
                 "{} joined {} asked {:?} got {}@{} recovered={recovered}",
                 name(*client),
                 name(*room),
@@ -134,10 +158,17 @@ impl History {
                 got.offset,
                 name(got.epoch)
             ),
-            What::Recv { client, via, seen: message } => {
+            What::Recv {
+                client,
+                via,
+                seen: message,
+            } => {
                 format!("{} received {via:?} {}", name(*client), seen(message))
             }
-            What::Row { tier, seen: message } => format!("{tier:?} row {}", seen(message)),
+            What::Row {
+                tier,
+                seen: message,
+            } => format!("{tier:?} row {}", seen(message)),
             What::Parted { client, room } => format!("{} parted {}", name(*client), name(*room)),
             What::Ok { id, at } => format!("ok {} {at:?}", show_id(*id)),
             What::Fail { id, code } => format!("fail {} code {code}", show_id(*id)),

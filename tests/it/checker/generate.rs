@@ -62,10 +62,19 @@ impl World {
         let mut history = History::default();
         let epoch = history.names.number("e0");
         let rooms = (0..3)
-            .map(|i| Room { number: history.names.number(&format!("chat:{i}")), log: Vec::new() })
+            .map(|i| Room {
+                number: history.names.number(&format!("chat:{i}")),
+                log: Vec::new(),
+            })
             .collect();
-        let authors = (0..4).map(|i| history.names.number(&format!("w{i}"))).collect();
-        let nowhere = Cursor { read: 0, at: At { epoch, offset: 0 }, member: false };
+        let authors = (0..4)
+            .map(|i| history.names.number(&format!("w{i}")))
+            .collect();
+        let nowhere = Cursor {
+            read: 0,
+            at: At { epoch, offset: 0 },
+            member: false,
+        };
         let readers = (0..5)
             .map(|i| Reader {
                 number: history.names.number(&format!("r{i}")),
@@ -94,7 +103,10 @@ impl World {
 
     fn push(&mut self, what: What) {
         self.clock += 1_000 + self.rng.below(1_000_000);
-        self.history.events.push(Event { t: self.clock, what });
+        self.history.events.push(Event {
+            t: self.clock,
+            what,
+        });
     }
 
     fn step(&mut self) {
@@ -116,16 +128,33 @@ impl World {
         self.counters[writer] += 1;
         let id = (writer as u64) << 32 | self.counters[writer];
         let (author, hash) = (self.authors[writer], self.rng.next());
-        self.push(What::Invoke { id, room: self.rooms[room].number, author, hash });
-        self.open.push(Open { id, room, author, hash, stored: None });
+        self.push(What::Invoke {
+            id,
+            room: self.rooms[room].number,
+            author,
+            hash,
+        });
+        self.open.push(Open {
+            id,
+            room,
+            author,
+            hash,
+            stored: None,
+        });
     }
 
     fn store(&mut self) {
-        let waiting: Vec<_> =
-            (0..self.open.len()).filter(|i| self.open[*i].stored.is_none()).collect();
-        let Some(index) = self.rng.pick(&waiting) else { return };
+        let waiting: Vec<_> = (0..self.open.len())
+            .filter(|i| self.open[*i].stored.is_none())
+            .collect();
+        let Some(index) = self.rng.pick(&waiting) else {
+            return;
+        };
         self.sequence += 1 + self.rng.below(3);
-        let at = At { epoch: self.epoch, offset: self.sequence };
+        let at = At {
+            epoch: self.epoch,
+            offset: self.sequence,
+        };
         let open = &mut self.open[index];
         open.stored = Some(at);
         let room = &mut self.rooms[open.room];
@@ -163,12 +192,22 @@ impl World {
 
     fn hand(&mut self, reader: usize, room: usize, via: Via) -> bool {
         let cursor = self.readers[reader].rooms[room];
-        let Some(seen) = self.rooms[room].log.get(cursor.read).copied() else { return false };
+        let Some(seen) = self.rooms[room].log.get(cursor.read).copied() else {
+            return false;
+        };
         if !cursor.member || seen.at.epoch != cursor.at.epoch {
             return false;
         }
-        self.readers[reader].rooms[room] = Cursor { read: cursor.read + 1, at: seen.at, ..cursor };
-        self.push(What::Recv { client: self.readers[reader].number, via, seen });
+        self.readers[reader].rooms[room] = Cursor {
+            read: cursor.read + 1,
+            at: seen.at,
+            ..cursor
+        };
+        self.push(What::Recv {
+            client: self.readers[reader].number,
+            via,
+            seen,
+        });
         true
     }
 
@@ -191,21 +230,43 @@ impl World {
     }
 
     fn join_fresh(&mut self, reader: usize, room: usize) {
-        let got = At { epoch: self.epoch, offset: self.sequence };
+        let got = At {
+            epoch: self.epoch,
+            offset: self.sequence,
+        };
         let (client, number) = (self.readers[reader].number, self.rooms[room].number);
-        self.push(What::Joined { client, room: number, asked: None, got, recovered: false });
+        self.push(What::Joined {
+            client,
+            room: number,
+            asked: None,
+            got,
+            recovered: false,
+        });
         let read = self.rooms[room].log.len();
-        self.readers[reader].rooms[room] = Cursor { read, at: got, member: true };
+        self.readers[reader].rooms[room] = Cursor {
+            read,
+            at: got,
+            member: true,
+        };
     }
 
     fn join(&mut self, reader: usize, room: usize) {
         let cursor = self.readers[reader].rooms[room];
         let (client, number) = (self.readers[reader].number, self.rooms[room].number);
         let recovered = cursor.at.epoch == self.epoch && self.rng.below(10) < 7;
-        let top = At { epoch: self.epoch, offset: self.sequence };
+        let top = At {
+            epoch: self.epoch,
+            offset: self.sequence,
+        };
         let got = if recovered { cursor.at } else { top };
         let asked = Some(cursor.at);
-        self.push(What::Joined { client, room: number, asked, got, recovered });
+        self.push(What::Joined {
+            client,
+            room: number,
+            asked,
+            got,
+            recovered,
+        });
         let behind = self.rooms[room].log.len() - cursor.read;
         if recovered {
             self.readers[reader].rooms[room].member = true;
@@ -214,13 +275,20 @@ impl World {
             }
         } else {
             let read = self.rooms[room].log.len();
-            self.readers[reader].rooms[room] = Cursor { read, at: got, member: true };
+            self.readers[reader].rooms[room] = Cursor {
+                read,
+                at: got,
+                member: true,
+            };
         }
     }
 
     /// The log goes back: nothing that is shown here was lost, but the epoch must change.
     fn regress(&mut self) {
-        self.push(What::Fault { name: "rollback", on: true });
+        self.push(What::Fault {
+            name: "rollback",
+            on: true,
+        });
         self.push(What::Regress);
         self.sequence += 1_000_000;
         let name = format!("e{}", self.sequence);
@@ -229,13 +297,18 @@ impl World {
             for room in 0..3 {
                 if self.readers[reader].rooms[room].member {
                     self.readers[reader].rooms[room].member = false;
-                    let (client, number) =
-                        (self.readers[reader].number, self.rooms[room].number);
-                    self.push(What::Parted { client, room: number });
+                    let (client, number) = (self.readers[reader].number, self.rooms[room].number);
+                    self.push(What::Parted {
+                        client,
+                        room: number,
+                    });
                 }
             }
         }
-        self.push(What::Fault { name: "rollback", on: false });
+        self.push(What::Fault {
+            name: "rollback",
+            on: false,
+        });
     }
 
     fn finish(&mut self) {
@@ -254,9 +327,15 @@ impl World {
         let trimmed = self.rng.below(20) as usize;
         for room in 0..3 {
             for (index, seen) in self.rooms[room].log.clone().into_iter().enumerate() {
-                self.push(What::Row { tier: Tier::Archive, seen });
+                self.push(What::Row {
+                    tier: Tier::Archive,
+                    seen,
+                });
                 if index >= trimmed {
-                    self.push(What::Row { tier: Tier::Stream, seen });
+                    self.push(What::Row {
+                        tier: Tier::Stream,
+                        seen,
+                    });
                 }
             }
         }

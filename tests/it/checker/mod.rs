@@ -120,7 +120,11 @@ impl<'a> Judge<'a> {
 
     fn broken(&mut self, invariant: &'static str, text: String, events: &[usize]) {
         if self.violations.len() < VIOLATIONS_MAX {
-            self.violations.push(Violation { invariant, text, events: events.to_vec() });
+            self.violations.push(Violation {
+                invariant,
+                text,
+                events: events.to_vec(),
+            });
         }
     }
 
@@ -131,8 +135,19 @@ impl<'a> Judge<'a> {
     fn read_publishes(&mut self) {
         for (index, event) in self.events() {
             match event.what {
-                What::Invoke { id, room, author, hash } => {
-                    let meant = Meant { room, author, hash, event: index, end: End::Open };
+                What::Invoke {
+                    id,
+                    room,
+                    author,
+                    hash,
+                } => {
+                    let meant = Meant {
+                        room,
+                        author,
+                        hash,
+                        event: index,
+                        end: End::Open,
+                    };
                     if let Some(first) = self.meant.insert(id, meant) {
                         let text = format!("harness: {} was sent twice", show_id(id));
                         self.broken("I1 integrity", text, &[first.event, index]);
@@ -165,7 +180,9 @@ impl<'a> Judge<'a> {
     /// I1, I8: everything seen was sent, unchanged, by that author, and was not refused.
     fn integrity(&mut self) {
         for (index, event) in self.events() {
-            let (What::Recv { seen, .. } | What::Row { seen, .. }) = event.what else { continue };
+            let (What::Recv { seen, .. } | What::Row { seen, .. }) = event.what else {
+                continue;
+            };
             let name = |number| self.history.names.text(number).to_owned();
             let Some(meant) = self.meant.get(&seen.id) else {
                 let text = format!("{} was never sent (invented)", show_id(seen.id));
@@ -175,7 +192,11 @@ impl<'a> Judge<'a> {
             let (first, end) = (meant.event, meant.end);
             let id = show_id(seen.id);
             if first > index {
-                self.broken("I1 integrity", format!("{id} was seen before it was sent"), &[index]);
+                self.broken(
+                    "I1 integrity",
+                    format!("{id} was seen before it was sent"),
+                    &[index],
+                );
             } else if meant.room != seen.room {
                 let text = format!("{id} was sent to {}, seen elsewhere", name(meant.room));
                 self.broken("I1 integrity", text, &[first, index]);
@@ -209,8 +230,12 @@ impl<'a> Judge<'a> {
             let offsets = self.truth.entry(room).or_default();
             let (epoch, first, event) = *offsets.entry(at.offset).or_insert((at.epoch, id, index));
             if first != id {
-                let text =
-                    format!("offset {} is {} and {}", at.offset, show_id(first), show_id(id));
+                let text = format!(
+                    "offset {} is {} and {}",
+                    at.offset,
+                    show_id(first),
+                    show_id(id)
+                );
                 self.broken("I2 agreement", text, &[event, index]);
                 continue;
             }
@@ -225,8 +250,9 @@ impl<'a> Judge<'a> {
             }
             places.push((at, index));
             let places = places.clone();
-            let same_epoch =
-                places.iter().any(|(known, _)| known.epoch == at.epoch && *known != at);
+            let same_epoch = places
+                .iter()
+                .any(|(known, _)| known.epoch == at.epoch && *known != at);
             if places.len() > 1 && (same_epoch || !self.expect.may_move) {
                 let text = format!("{} has two positions (duplicate)", show_id(id));
                 self.broken("I2 agreement", text, &[places[0].1, index]);
@@ -253,7 +279,13 @@ impl<'a> Judge<'a> {
         let mut failed: HashMap<(u32, u32), usize> = HashMap::new();
         for (index, event) in self.events() {
             match event.what {
-                What::Joined { client, room, asked, got, recovered } => {
+                What::Joined {
+                    client,
+                    room,
+                    asked,
+                    got,
+                    recovered,
+                } => {
                     let key = (client, room);
                     epochs.insert(got.epoch);
                     failed.remove(&key);
@@ -270,7 +302,10 @@ impl<'a> Judge<'a> {
                     let now = match asked {
                         Some(asked) if recovered => {
                             self.recovered(index, asked, got, &gone_epochs, held);
-                            At { epoch: got.epoch, offset: asked.offset }
+                            At {
+                                epoch: got.epoch,
+                                offset: asked.offset,
+                            }
                         }
                         _ => {
                             failed.insert(key, index);
@@ -364,8 +399,10 @@ impl<'a> Judge<'a> {
         members.sort_unstable();
         for key in members {
             let (held, since) = positions[&key];
-            let Some((&head, &(epoch, id, event))) =
-                self.truth.get(&key.1).and_then(|offsets| offsets.last_key_value())
+            let Some((&head, &(epoch, id, event))) = self
+                .truth
+                .get(&key.1)
+                .and_then(|offsets| offsets.last_key_value())
             else {
                 continue;
             };
@@ -407,12 +444,23 @@ impl<'a> Judge<'a> {
         let lost = |(event, id, _): &(usize, Id, usize)| {
             let t = self.history.events[*event].t;
             !kept.contains(id)
-                && !self.expect.may_lose.iter().any(|(from, to)| (*from..=*to).contains(&t))
+                && !self
+                    .expect
+                    .may_lose
+                    .iter()
+                    .any(|(from, to)| (*from..=*to).contains(&t))
         };
-        let first_kept = acked.iter().position(|ack| !lost(ack)).unwrap_or(acked.len());
+        let first_kept = acked
+            .iter()
+            .position(|ack| !lost(ack))
+            .unwrap_or(acked.len());
         let last_kept = acked.iter().rposition(|ack| !lost(ack)).unwrap_or(0);
-        let missing: Vec<_> =
-            acked.iter().enumerate().filter(|(_, ack)| lost(ack)).map(|(i, a)| (i, *a)).collect();
+        let missing: Vec<_> = acked
+            .iter()
+            .enumerate()
+            .filter(|(_, ack)| lost(ack))
+            .map(|(i, a)| (i, *a))
+            .collect();
         for (rank, (event, id, invoked)) in missing {
             let part = match rank {
                 _ if rank < first_kept => "prefix",
@@ -466,7 +514,9 @@ impl<'a> Judge<'a> {
         let mut rows: HashMap<(u32, At), usize> = HashMap::new();
         let mut ids: HashMap<Id, usize> = HashMap::new();
         for (index, event) in self.events() {
-            let What::Row { tier, seen } = event.what else { continue };
+            let What::Row { tier, seen } = event.what else {
+                continue;
+            };
             if tier == Tier::Archive {
                 if let Some(first) = rows.insert((seen.room, seen.at), index) {
                     let text = format!("{} is archived twice", show_id(seen.id));
@@ -479,7 +529,10 @@ impl<'a> Judge<'a> {
             return;
         }
         for (index, event) in self.events() {
-            if let What::Row { tier: Tier::Stream, seen } = event.what
+            if let What::Row {
+                tier: Tier::Stream,
+                seen,
+            } = event.what
                 && !rows.contains_key(&(seen.room, seen.at))
             {
                 let text = format!("{} is in the stream, not in the archive", show_id(seen.id));
@@ -496,7 +549,12 @@ impl<'a> Judge<'a> {
             .collect();
         for (id, event) in acked {
             let t = self.history.events[event].t;
-            if !self.expect.may_lose.iter().any(|(from, to)| (*from..=*to).contains(&t)) {
+            if !self
+                .expect
+                .may_lose
+                .iter()
+                .any(|(from, to)| (*from..=*to).contains(&t))
+            {
                 let text = format!("{} was acknowledged and is not archived", show_id(id));
                 self.broken("I9 archive", text, &[event]);
             }
@@ -543,8 +601,16 @@ impl Tally {
                 What::Unknown { .. } => tally.unknown += 1,
                 What::Recv { .. } => tally.receipts += 1,
                 What::Fault { on: true, .. } => tally.faults += 1,
-                What::Joined { asked: Some(_), recovered: true, .. } => tally.recovered += 1,
-                What::Joined { asked: Some(_), recovered: false, .. } => tally.declared_gaps += 1,
+                What::Joined {
+                    asked: Some(_),
+                    recovered: true,
+                    ..
+                } => tally.recovered += 1,
+                What::Joined {
+                    asked: Some(_),
+                    recovered: false,
+                    ..
+                } => tally.declared_gaps += 1,
                 What::Row { .. } => tally.rows += 1,
                 _ => {}
             }
@@ -557,7 +623,10 @@ impl Tally {
 pub(crate) fn witness(history: &History, violation: &Violation) -> String {
     let mut text = format!("{}: {}\n", violation.invariant, violation.text);
     let last = violation.events.iter().copied().max().unwrap_or(0);
-    let room = violation.events.iter().find_map(|event| room_of(&history.events[*event].what));
+    let room = violation
+        .events
+        .iter()
+        .find_map(|event| room_of(&history.events[*event].what));
     let mut shown: BTreeSet<usize> = violation.events.iter().copied().collect();
     let near = (0..=last)
         .rev()
@@ -566,7 +635,11 @@ pub(crate) fn witness(history: &History, violation: &Violation) -> String {
         .take(12);
     shown.extend(near);
     for event in shown {
-        let mark = if violation.events.contains(&event) { ">" } else { " " };
+        let mark = if violation.events.contains(&event) {
+            ">"
+        } else {
+            " "
+        };
         writeln!(text, "{mark} {}", history.show(event)).unwrap();
     }
     text
@@ -590,7 +663,8 @@ pub(crate) fn require_valid(history: &History, expect: &Expect) -> Tally {
         Verdict::Valid => tally,
         Verdict::Unknown(reason) => panic!("checker: unknown, {reason}"),
         Verdict::Invalid(violations) => {
-            let path = std::env::temp_dir().join(format!("weir-record-{}.jsonl", std::process::id()));
+            let path =
+                std::env::temp_dir().join(format!("weir-record-{}.jsonl", std::process::id()));
             let kept = std::fs::write(&path, history.to_lines());
             let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
             for violation in &violations {
@@ -601,7 +675,10 @@ pub(crate) fn require_valid(history: &History, expect: &Expect) -> Tally {
             for violation in violations.iter().filter(|v| kinds.insert(v.invariant)) {
                 shown.push_str(&witness(history, violation));
             }
-            panic!("checker: invalid {counts:?}\n{shown}record: {} ({kept:?})", path.display());
+            panic!(
+                "checker: invalid {counts:?}\n{shown}record: {} ({kept:?})",
+                path.display()
+            );
         }
     }
 }

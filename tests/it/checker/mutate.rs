@@ -25,7 +25,11 @@ const KINDS: [&str; 14] = [
 ];
 
 fn expect() -> Expect {
-    Expect { scanned: true, archived: true, ..Expect::default() }
+    Expect {
+        scanned: true,
+        archived: true,
+        ..Expect::default()
+    }
 }
 
 /// Breaks a record in one place; `None` when this record has no place for it.
@@ -33,10 +37,20 @@ fn mutate(history: &History, kind: &str, rng: &mut Rng) -> Option<History> {
     let mut broken = history.clone();
     let events = &mut broken.events;
     let find = |wanted: &dyn Fn(&What) -> bool| -> Vec<usize> {
-        (0..history.events.len()).filter(|i| wanted(&history.events[*i].what)).collect()
+        (0..history.events.len())
+            .filter(|i| wanted(&history.events[*i].what))
+            .collect()
     };
     let receipts = find(&|what| matches!(what, What::Recv { .. }));
-    let rows = find(&|what| matches!(what, What::Row { tier: Tier::Archive, .. }));
+    let rows = find(&|what| {
+        matches!(
+            what,
+            What::Row {
+                tier: Tier::Archive,
+                ..
+            }
+        )
+    });
     match kind {
         "drop a receipt" => {
             events.remove(rng.pick(&receipts)?);
@@ -52,7 +66,9 @@ fn mutate(history: &History, kind: &str, rng: &mut Rng) -> Option<History> {
         }
         "change the author" => {
             let index = rng.pick(&receipts)?;
-            edit(&mut events[index], |seen| seen.author = seen.author.wrapping_add(1));
+            edit(&mut events[index], |seen| {
+                seen.author = seen.author.wrapping_add(1)
+            });
         }
         "drop an archived row" => {
             events.remove(rng.pick(&rows)?);
@@ -175,12 +191,16 @@ fn late_acks(history: &History) -> Vec<(usize, usize)> {
     }
     let mut pairs = Vec::new();
     for (ok, event) in history.events.iter().enumerate() {
-        let What::Ok { id, .. } = event.what else { continue };
+        let What::Ok { id, .. } = event.what else {
+            continue;
+        };
         let (room, own) = sent[&id];
         let before = sent.iter().filter(|(other, (other_room, other_sent))| {
             *other_room == room
                 && (own + 1..ok).contains(other_sent)
-                && places.get(*other).is_some_and(|at| at.offset < places[&id].offset)
+                && places
+                    .get(*other)
+                    .is_some_and(|at| at.offset < places[&id].offset)
         });
         pairs.extend(before.map(|(_, (_, other_sent))| (ok, *other_sent)).min());
     }
@@ -189,8 +209,11 @@ fn late_acks(history: &History) -> Vec<(usize, usize)> {
 
 /// Joins that were truly told `false`: something was missed, or the epoch is another.
 fn unrecovered_with_loss(history: &History) -> Vec<usize> {
-    let log: HashSet<Seen> =
-        history.events.iter().filter_map(|event| seen_of(&event.what)).collect();
+    let log: HashSet<Seen> = history
+        .events
+        .iter()
+        .filter_map(|event| seen_of(&event.what))
+        .collect();
     let received_after = |client: u32, room: u32, from: usize| {
         history.events[from..].iter().any(|event| {
             matches!(event.what, What::Recv { client: c, seen, .. } if c == client && seen.room == room)
@@ -198,7 +221,13 @@ fn unrecovered_with_loss(history: &History) -> Vec<usize> {
     };
     (0..history.events.len())
         .filter(|index| match history.events[*index].what {
-            What::Joined { client, room, asked: Some(asked), got, recovered: false } => {
+            What::Joined {
+                client,
+                room,
+                asked: Some(asked),
+                got,
+                recovered: false,
+            } => {
                 asked.epoch != got.epoch
                     || log.iter().any(|seen| {
                         seen.room == room
@@ -215,8 +244,19 @@ fn recovered_with_publications(history: &History) -> Vec<usize> {
     (0..history.events.len() - 1)
         .filter(|index| {
             let next = &history.events[index + 1].what;
-            matches!(history.events[*index].what, What::Joined { recovered: true, .. })
-                && matches!(next, What::Recv { via: Via::Recovery, .. })
+            matches!(
+                history.events[*index].what,
+                What::Joined {
+                    recovered: true,
+                    ..
+                }
+            ) && matches!(
+                next,
+                What::Recv {
+                    via: Via::Recovery,
+                    ..
+                }
+            )
         })
         .collect()
 }
@@ -226,7 +266,10 @@ fn a_hundred_clean_histories_raise_no_alarm() {
     for seed in 0..100 {
         let history = generate::valid(seed);
         let verdict = check(&history, &expect());
-        assert!(matches!(verdict, Verdict::Valid), "seed {seed}: {verdict:?}");
+        assert!(
+            matches!(verdict, Verdict::Valid),
+            "seed {seed}: {verdict:?}"
+        );
     }
 }
 
@@ -240,14 +283,22 @@ fn a_thousand_broken_histories_are_all_caught() {
         let history = generate::valid(seed);
         let mut rng = Rng::new(seed);
         for kind in KINDS {
-            let Some(broken) = mutate(&history, kind, &mut rng) else { continue };
+            let Some(broken) = mutate(&history, kind, &mut rng) else {
+                continue;
+            };
             let verdict = check(&broken, &expect());
-            assert!(matches!(verdict, Verdict::Invalid(_)), "seed {seed}: `{kind}` passed");
+            assert!(
+                matches!(verdict, Verdict::Invalid(_)),
+                "seed {seed}: `{kind}` passed"
+            );
             *caught.entry(kind).or_default() += 1;
             total += 1;
         }
     }
-    assert!(KINDS.iter().all(|kind| caught.get(kind) >= Some(&30)), "{caught:?}");
+    assert!(
+        KINDS.iter().all(|kind| caught.get(kind) >= Some(&30)),
+        "{caught:?}"
+    );
 }
 
 #[test]
@@ -257,7 +308,9 @@ fn too_little_is_unknown_and_the_witness_is_small() {
     wanting.least.acks = 1_000_000;
     assert!(matches!(check(&history, &wanting), Verdict::Unknown(_)));
     let broken = mutate(&history, "drop a receipt", &mut Rng::new(1)).unwrap();
-    let Verdict::Invalid(violations) = check(&broken, &expect()) else { panic!("not caught") };
+    let Verdict::Invalid(violations) = check(&broken, &expect()) else {
+        panic!("not caught")
+    };
     let text = super::witness(&broken, &violations[0]);
     assert!(text.lines().count() <= 20, "{text}");
 }
@@ -265,8 +318,12 @@ fn too_little_is_unknown_and_the_witness_is_small() {
 #[test]
 fn a_lost_message_is_forgiven_only_where_the_log_was_put_back() {
     let history = generate::valid(11);
-    let broken =
-        mutate(&history, "lose an acknowledged message everywhere", &mut Rng::new(3)).unwrap();
+    let broken = mutate(
+        &history,
+        "lose an acknowledged message everywhere",
+        &mut Rng::new(3),
+    )
+    .unwrap();
     let mut forgiving = expect();
     assert!(matches!(check(&broken, &forgiving), Verdict::Invalid(_)));
     forgiving.may_lose = vec![(0, u64::MAX)];

@@ -20,7 +20,11 @@ const REPLY_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Failure {
     /// An error reply.
-    Error { code: u32, message: String, temporary: bool },
+    Error {
+        code: u32,
+        message: String,
+        temporary: bool,
+    },
     /// The socket ended; 1006 when without a Close frame.
     Closed { code: u16, reason: String },
     /// No reply in time.
@@ -152,8 +156,10 @@ impl Client {
 
     /// The same with a receive buffer of so many bytes, so that a reader that stops is felt early.
     pub(crate) async fn open_narrow(address: &str, receive: Option<u32>) -> Result<Self, Failure> {
-        let closed =
-            |reason: String| Failure::Closed { code: 1006, reason: format!("open: {reason}") };
+        let closed = |reason: String| Failure::Closed {
+            code: 1006,
+            reason: format!("open: {reason}"),
+        };
         let peer: SocketAddr = address.parse().unwrap();
         let tcp = TcpSocket::new_v4().unwrap();
         if let Some(bytes) = receive {
@@ -203,7 +209,10 @@ impl Client {
     pub(crate) async fn send(&mut self, method: &str, body: &str) -> Result<u32, Failure> {
         self.next_id += 1;
         let id = self.next_id;
-        self.raw(Message::text(format!("{{\"id\":{id},\"{method}\":{body}}}"))).await?;
+        self.raw(Message::text(format!(
+            "{{\"id\":{id},\"{method}\":{body}}}"
+        )))
+        .await?;
         Ok(id)
     }
 
@@ -326,21 +335,31 @@ impl Client {
             return Err(closed.clone());
         }
         let next = tokio::time::timeout_at(deadline.into(), self.socket.next()).await;
-        let Ok(next) = next else { return Err(Failure::Silent) };
+        let Ok(next) = next else {
+            return Err(Failure::Silent);
+        };
         let failure = match next {
             Some(Ok(Message::Text(text))) => {
                 self.take_frame(text.as_str()).await;
                 return Ok(());
             }
-            Some(Ok(Message::Close(Some(frame)))) => {
-                Failure::Closed { code: frame.code.into(), reason: frame.reason.to_string() }
-            }
-            Some(Ok(Message::Close(None))) => {
-                Failure::Closed { code: 1005, reason: String::new() }
-            }
+            Some(Ok(Message::Close(Some(frame)))) => Failure::Closed {
+                code: frame.code.into(),
+                reason: frame.reason.to_string(),
+            },
+            Some(Ok(Message::Close(None))) => Failure::Closed {
+                code: 1005,
+                reason: String::new(),
+            },
             Some(Ok(_)) => return Ok(()),
-            Some(Err(error)) => Failure::Closed { code: 1006, reason: error.to_string() },
-            None => Failure::Closed { code: 1006, reason: "end".into() },
+            Some(Err(error)) => Failure::Closed {
+                code: 1006,
+                reason: error.to_string(),
+            },
+            None => Failure::Closed {
+                code: 1006,
+                reason: "end".into(),
+            },
         };
         self.closed = Some(failure.clone());
         Err(failure)
@@ -371,8 +390,19 @@ impl Client {
     fn take_reply_line(&mut self, reply: Reply) {
         let id = reply.id;
         if let Some(error) = reply.error {
-            let ErrorReply { code, message, temporary } = error;
-            self.replies.insert(id, Err(Failure::Error { code, message, temporary }));
+            let ErrorReply {
+                code,
+                message,
+                temporary,
+            } = error;
+            self.replies.insert(
+                id,
+                Err(Failure::Error {
+                    code,
+                    message,
+                    temporary,
+                }),
+            );
             return;
         }
         let result = [
@@ -395,7 +425,8 @@ impl Client {
             self.pages.insert(id, page);
             self.replies.insert(id, Ok(Value::Null));
         } else {
-            self.replies.insert(id, Ok(result.expect("a reply names its method")));
+            self.replies
+                .insert(id, Ok(result.expect("a reply names its method")));
         }
     }
 
@@ -418,7 +449,9 @@ pub(crate) fn publish_body(room: &str, data: &str) -> String {
 /// True for an error that says the publish may or may not be stored.
 pub(crate) fn is_unknown(failure: &Failure) -> bool {
     match failure {
-        Failure::Error { code: 100, message, .. } => message.contains("unknown"),
+        Failure::Error {
+            code: 100, message, ..
+        } => message.contains("unknown"),
         Failure::Error { .. } => false,
         Failure::Closed { .. } | Failure::Silent => true,
     }

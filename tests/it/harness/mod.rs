@@ -3,7 +3,11 @@
 
 pub(crate) mod client;
 pub(crate) mod nats;
+pub(crate) mod reader;
+pub(crate) mod record;
+pub(crate) mod scan;
 pub(crate) mod weir;
+pub(crate) mod writer;
 
 use std::collections::HashSet;
 use std::net::TcpListener;
@@ -42,7 +46,9 @@ impl Rng {
 
 /// The seed of a run: `WEIR_TEST_SEED`, else the given one. Printed, so that a red run can be had again.
 pub(crate) fn seed(name: &str, default: u64) -> u64 {
-    let seed = std::env::var("WEIR_TEST_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = std::env::var("WEIR_TEST_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok());
     let seed = seed.unwrap_or(default);
     eprintln!("{name}: WEIR_TEST_SEED={seed}");
     seed
@@ -83,17 +89,16 @@ where
 {
     let start = Instant::now();
     while !ask().await {
-        assert!(start.elapsed() < deadline, "after {deadline:?} still not: {what}");
+        assert!(
+            start.elapsed() < deadline,
+            "after {deadline:?} still not: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
 /// A loop that must happen within `deadline`, or the test says `what` did not.
-pub(crate) async fn within<T>(
-    what: &str,
-    deadline: Duration,
-    work: impl Future<Output = T>,
-) -> T {
+pub(crate) async fn within<T>(what: &str, deadline: Duration, work: impl Future<Output = T>) -> T {
     match tokio::time::timeout(deadline, work).await {
         Ok(value) => value,
         Err(_) => panic!("not within {deadline:?}: {what}"),

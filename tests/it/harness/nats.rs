@@ -28,7 +28,11 @@ pub(crate) fn nats_server() -> PathBuf {
         return path.into();
     }
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/bin/nats-server");
-    if own.exists() { own } else { "nats-server".into() }
+    if own.exists() {
+        own
+    } else {
+        "nats-server".into()
+    }
 }
 
 /// A signal to a process that this test started.
@@ -47,7 +51,13 @@ impl Nats {
     pub(crate) async fn start_with(port: u16, jetstream: bool, store: Option<PathBuf>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = store.unwrap_or_else(|| dir.path().join("store"));
-        let mut nats = Self { dir, port, child: None, jetstream, store };
+        let mut nats = Self {
+            dir,
+            port,
+            child: None,
+            jetstream,
+            store,
+        };
         nats.spawn().await;
         nats
     }
@@ -72,7 +82,14 @@ impl Nats {
         let config = CONFIG
             .replace("@PORT@", &self.port.to_string())
             .replace("@JETSTREAM@", if self.jetstream { &jetstream } else { "" })
-            .replace("@WEIR_JETSTREAM@", if self.jetstream { "jetstream: enabled" } else { "" });
+            .replace(
+                "@WEIR_JETSTREAM@",
+                if self.jetstream {
+                    "jetstream: enabled"
+                } else {
+                    ""
+                },
+            );
         let path = self.dir.path().join("nats.conf");
         std::fs::write(&path, config).unwrap();
         let log = File::options()
@@ -90,7 +107,9 @@ impl Nats {
             .expect("nats-server (WEIR_NATS_SERVER, .tools/bin or PATH)");
         self.child = Some(child);
         until("nats-server answers", Duration::from_secs(20), async || {
-            let Ok(client) = self.options("test").connect(self.url()).await else { return false };
+            let Ok(client) = self.options("test").connect(self.url()).await else {
+                return false;
+            };
             let context = async_nats::jetstream::new(client);
             !self.jetstream || context.query_account().await.is_ok()
         })

@@ -15,7 +15,7 @@ use super::nats::{nats_server, signal};
 use super::{free_port, until};
 
 /// The key that signs the tokens of all tests.
-const TOKEN_KEY: &str = "a key of the tests only";
+const TOKEN_KEY: &str = "a key that signs the tokens of the tests only";
 
 /// What a test changes of the configuration.
 #[derive(Clone, Debug)]
@@ -46,7 +46,14 @@ impl Config {
 
     fn text(&self) -> String {
         let mut text = String::new();
-        let Self { nats_url, client, log, more, port, internal_port } = self;
+        let Self {
+            nats_url,
+            client,
+            log,
+            more,
+            port,
+            internal_port,
+        } = self;
         write!(
             text,
             r#"
@@ -58,12 +65,18 @@ internal_port = {internal_port}
 
 [nats]
 url = "{nats_url}"
+
+[nats.live]
 user = "weir"
 password = "weir"
-read_user = "weir_read"
-read_password = "weir_read"
-door_user = "weir_door"
-door_password = "weir_door"
+
+[nats.reads]
+user = "weir_read"
+password = "weir_read"
+
+[nats.door]
+user = "weir_door"
+password = "weir_door"
 
 [client]
 allow_anonymous_connect_without_token = true
@@ -128,7 +141,11 @@ impl Weir {
 
     /// The same, on a data folder that the test has prepared.
     pub(crate) fn spawned_in(dir: TempDir, config: Config) -> Self {
-        let mut weir = Self { dir, config, child: None };
+        let mut weir = Self {
+            dir,
+            config,
+            child: None,
+        };
         weir.spawn();
         weir
     }
@@ -138,7 +155,11 @@ impl Weir {
         assert!(self.child.is_none(), "it runs already");
         let path = self.dir.path().join("weir.toml");
         std::fs::write(&path, self.config.text()).unwrap();
-        let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .unwrap();
         std::fs::create_dir_all(self.data()).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_weir"))
             .arg("serve")
@@ -160,7 +181,10 @@ impl Weir {
         let start = Instant::now();
         while !self.ready().await {
             if let Some(status) = self.ended() {
-                panic!("weir ended ({status}) before it was ready:\n{}", tail(&self.log()));
+                panic!(
+                    "weir ended ({status}) before it was ready:\n{}",
+                    tail(&self.log())
+                );
             }
             assert!(
                 start.elapsed() < Duration::from_secs(60),
@@ -213,7 +237,9 @@ impl Weir {
 
     /// How it ended, if it did.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.as_mut().and_then(|child| child.try_wait().unwrap())
+        self.child
+            .as_mut()
+            .and_then(|child| child.try_wait().unwrap())
     }
 
     /// Its process id.
@@ -224,8 +250,16 @@ impl Weir {
     /// Resident memory in bytes.
     pub(crate) fn memory_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .unwrap();
+        line.split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+            * 1024
     }
 
     /// True when `/ready` answers 200.
@@ -244,7 +278,8 @@ impl Weir {
         let values: Vec<f64> = text
             .lines()
             .filter(|line| {
-                line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
+                line.strip_prefix(name)
+                    .is_some_and(|rest| rest.starts_with([' ', '{']))
             })
             .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
             .collect();
@@ -294,16 +329,22 @@ pub(crate) fn token(user: &str) -> String {
 pub(crate) async fn http_get(address: &str, path: &str) -> Option<(u16, String)> {
     let get = async {
         let mut stream = TcpStream::connect(address).await.ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.ok()?;
         let answer = String::from_utf8_lossy(&answer).into_owned();
         let status = answer.split(' ').nth(1)?.parse().ok()?;
-        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())?;
+        let body = answer
+            .split_once("\r\n\r\n")
+            .map(|(_, body)| body.to_owned())?;
         Some((status, body))
     };
-    tokio::time::timeout(Duration::from_secs(5), get).await.ok().flatten()
+    tokio::time::timeout(Duration::from_secs(5), get)
+        .await
+        .ok()
+        .flatten()
 }
 
 /// A path's bytes on disk, or 0.
