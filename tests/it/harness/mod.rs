@@ -5,6 +5,7 @@ pub(crate) mod client;
 pub(crate) mod nats;
 pub(crate) mod reader;
 pub(crate) mod record;
+pub(crate) mod rig;
 pub(crate) mod scan;
 pub(crate) mod weir;
 pub(crate) mod writer;

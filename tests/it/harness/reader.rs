@@ -66,6 +66,11 @@ impl Reader {
         self.shared.rooms.lock().unwrap()[room].clone()
     }
 
+    /// The rooms it stays in.
+    pub(crate) fn rooms(&self) -> Vec<String> {
+        self.shared.rooms.lock().unwrap().keys().cloned().collect()
+    }
+
     /// True when it is a member of all its rooms.
     pub(crate) fn joined(&self) -> bool {
         self.shared

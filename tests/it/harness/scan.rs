@@ -134,6 +134,17 @@ fn record(recorder: &Recorder, tier: Tier, rows: &[Stored]) {
     }
 }
 
+/// The newest offset in the archive; 0 while there is none.
+pub(crate) fn archived_up_to(path: &Path) -> u64 {
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let newest = rusqlite::Connection::open_with_flags(path, flags)
+        .and_then(|db| db.query_row("SELECT max(seq) FROM messages", [], |row| row.get(0)));
+    newest
+        .ok()
+        .flatten()
+        .map_or(0, |seq: i64| u64::try_from(seq).unwrap())
+}
+
 /// Every row of the archive, by room and offset.
 pub(crate) fn archive(path: &Path) -> Vec<Stored> {
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
