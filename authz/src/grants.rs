@@ -1,0 +1,309 @@
+//! Knows: who may do what in which room; the one place that makes a [`Permit`]. Never: tokens'
+//! bytes, sockets, NATS.
+
+use weir_nats::RoomName;
+
+/// What somebody wants to do in a room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Get its messages live, and recover.
+    Subscribe,
+    /// Write into it.
+    Publish,
+    /// Read it back.
+    History,
+    /// See who is in it.
+    Presence,
+}
+
+/// A namespace's `allow_…` options, with Centrifugo's names and meanings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an option of the configuration"
+)]
+pub struct NamespaceRules {
+    /// Any user with a name may subscribe.
+    pub allow_subscribe_for_client: bool,
+    /// And the anonymous user.
+    pub allow_subscribe_for_anonymous: bool,
+    /// Whoever is subscribed may publish.
+    pub allow_publish_for_subscriber: bool,
+    /// Any user with a name may publish.
+    pub allow_publish_for_client: bool,
+    /// And the anonymous user.
+    pub allow_publish_for_anonymous: bool,
+    /// Whoever is subscribed may read back.
+    pub allow_history_for_subscriber: bool,
+    /// Any user with a name may read back.
+    pub allow_history_for_client: bool,
+    /// And the anonymous user.
+    pub allow_history_for_anonymous: bool,
+    /// Whoever is subscribed may see who is there.
+    pub allow_presence_for_subscriber: bool,
+    /// Any user with a name may see who is there.
+    pub allow_presence_for_client: bool,
+    /// And the anonymous user.
+    pub allow_presence_for_anonymous: bool,
+    /// Names with `#user1,user2` are for those users.
+    pub allow_user_limited_channels: bool,
+}
+
+/// Proof that an action in a room was allowed. Only [`Grants::check`] makes one, and joining and
+/// publishing need one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Permit {
+    room: RoomName,
+    action: Action,
+}
+
+impl Permit {
+    /// The room it is for.
+    #[must_use]
+    pub fn room(&self) -> &RoomName {
+        &self.room
+    }
+
+    /// What it allows.
+    #[must_use]
+    pub fn action(&self) -> Action {
+        self.action
+    }
+}
+
+/// It is not allowed: error 103.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("permission denied")]
+pub struct Denied;
+
+/// What one connection, or one native user, may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grants {
+    user: String,
+    /// `client.insecure`: everything.
+    insecure: bool,
+    /// At the native door nobody is subscribed: who may subscribe counts as a subscriber.
+    is_native: bool,
+}
+
+impl Grants {
+    /// For a socket's user; empty is anonymous.
+    #[must_use]
+    pub fn client(user: &str, insecure: bool) -> Self {
+        Self {
+            user: user.to_owned(),
+            insecure,
+            is_native: false,
+        }
+    }
+
+    /// For a user that NATS has authenticated.
+    #[must_use]
+    pub fn native(user: &str) -> Self {
+        Self {
+            user: user.to_owned(),
+            insecure: false,
+            is_native: true,
+        }
+    }
+
+    /// The user; empty is anonymous.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// Checks an action. `subscribed` says whether the connection is subscribed to the room.
+    ///
+    /// # Errors
+    /// [`Denied`] if no rule allows it.
+    pub fn check(
+        &self,
+        action: Action,
+        room: &RoomName,
+        rules: &NamespaceRules,
+        subscribed: bool,
+    ) -> Result<Permit, Denied> {
+        let subscribed = subscribed || (self.is_native && self.may_subscribe(room, rules, false));
+        let allowed = self.insecure
+            || match action {
+                Action::Subscribe => self.may_subscribe(room, rules, false),
+                Action::Publish => {
+                    (subscribed && rules.allow_publish_for_subscriber)
+                        || self.is_client(
+                            rules.allow_publish_for_client,
+                            rules.allow_publish_for_anonymous,
+                        )
+                }
+                Action::History => {
+                    (subscribed && rules.allow_history_for_subscriber)
+                        || self.is_client(
+                            rules.allow_history_for_client,
+                            rules.allow_history_for_anonymous,
+                        )
+                }
+                Action::Presence => {
+                    (subscribed && rules.allow_presence_for_subscriber)
+                        || self.is_client(
+                            rules.allow_presence_for_client,
+                            rules.allow_presence_for_anonymous,
+                        )
+                }
+            };
+        if allowed {
+            Ok(Permit {
+                room: room.clone(),
+                action,
+            })
+        } else {
+            Err(Denied)
+        }
+    }
+
+    /// Checks a subscription for which a valid subscription token was shown.
+    ///
+    /// # Errors
+    /// [`Denied`] if the name is limited to other users.
+    pub fn check_with_token(
+        &self,
+        room: &RoomName,
+        rules: &NamespaceRules,
+    ) -> Result<Permit, Denied> {
+        let allowed = self.insecure || self.may_subscribe(room, rules, true);
+        let action = Action::Subscribe;
+        if allowed {
+            Ok(Permit {
+                room: room.clone(),
+                action,
+            })
+        } else {
+            Err(Denied)
+        }
+    }
+
+    fn may_subscribe(&self, room: &RoomName, rules: &NamespaceRules, has_token: bool) -> bool {
+        if room.is_private() && !has_token {
+            return false;
+        }
+        if let Some(users) = room.limited_to() {
+            return rules.allow_user_limited_channels
+                && !self.user.is_empty()
+                && users.split(',').any(|user| user == self.user);
+        }
+        has_token
+            || self.is_client(
+                rules.allow_subscribe_for_client,
+                rules.allow_subscribe_for_anonymous,
+            )
+    }
+
+    /// As in Centrifugo, `_for_anonymous` widens `_for_client`; here each also stands alone for its
+    /// own kind of user.
+    fn is_client(&self, for_client: bool, for_anonymous: bool) -> bool {
+        if self.user.is_empty() {
+            for_anonymous
+        } else {
+            for_client
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(name: &str) -> RoomName {
+        RoomName::parse(name).unwrap()
+    }
+
+    fn check(grants: &Grants, action: Action, name: &str, rules: &NamespaceRules) -> bool {
+        grants.check(action, &room(name), rules, false).is_ok()
+    }
+
+    #[test]
+    fn nothing_is_allowed_by_default() {
+        let rules = NamespaceRules::default();
+        for user in ["", "ann"] {
+            for action in [
+                Action::Subscribe,
+                Action::Publish,
+                Action::History,
+                Action::Presence,
+            ] {
+                let grants = Grants::client(user, false);
+                assert!(grants.check(action, &room("a"), &rules, true).is_err());
+            }
+        }
+        assert!(check(
+            &Grants::client("", true),
+            Action::Publish,
+            "a",
+            &rules
+        ));
+    }
+
+    #[test]
+    fn users_and_the_anonymous_user_have_rules_of_their_own() {
+        let rules = NamespaceRules {
+            allow_subscribe_for_client: true,
+            allow_publish_for_anonymous: true,
+            ..NamespaceRules::default()
+        };
+        let (ann, nobody) = (Grants::client("ann", false), Grants::client("", false));
+        assert!(check(&ann, Action::Subscribe, "a", &rules));
+        assert!(!check(&nobody, Action::Subscribe, "a", &rules));
+        assert!(!check(&ann, Action::Publish, "a", &rules));
+        assert!(check(&nobody, Action::Publish, "a", &rules));
+    }
+
+    #[test]
+    fn marks_limit_who_may_join() {
+        let rules = NamespaceRules {
+            allow_subscribe_for_client: true,
+            allow_user_limited_channels: true,
+            ..NamespaceRules::default()
+        };
+        let ann = Grants::client("ann", false);
+        assert!(!check(&ann, Action::Subscribe, "$x", &rules));
+        assert!(ann.check_with_token(&room("$x"), &rules).is_ok());
+        assert!(check(&ann, Action::Subscribe, "x#ann,bob", &rules));
+        assert!(!check(&ann, Action::Subscribe, "x#bob", &rules));
+        assert!(ann.check_with_token(&room("x#bob"), &rules).is_err());
+        assert!(!check(
+            &Grants::client("", false),
+            Action::Subscribe,
+            "x#",
+            &rules
+        ));
+        let off = NamespaceRules {
+            allow_user_limited_channels: false,
+            ..rules
+        };
+        assert!(!check(&ann, Action::Subscribe, "x#ann", &off));
+    }
+
+    #[test]
+    fn at_the_native_door_a_right_to_subscribe_counts_as_being_subscribed() {
+        let rules = NamespaceRules {
+            allow_subscribe_for_client: true,
+            allow_publish_for_subscriber: true,
+            ..NamespaceRules::default()
+        };
+        assert!(check(&Grants::native("bot"), Action::Publish, "a", &rules));
+        assert!(!check(
+            &Grants::native("bot"),
+            Action::Publish,
+            "$a",
+            &rules
+        ));
+        assert!(!check(
+            &Grants::client("bot", false),
+            Action::Publish,
+            "a",
+            &rules
+        ));
+        let subscribed =
+            Grants::client("bot", false).check(Action::Publish, &room("a"), &rules, true);
+        assert_eq!(subscribed.unwrap().action(), Action::Publish);
+    }
+}
