@@ -11,5 +11,11 @@
 )]
 
 mod checker;
+mod frozen;
 mod harness;
+mod kill_nine;
+mod lost_ack;
+mod lost_tail;
 mod proxy;
+mod rollback;
+mod trimmed;

@@ -84,10 +84,7 @@ pub(crate) async fn heavy() -> SemaphorePermit<'static> {
 }
 
 /// Asks until it is so; fails with `what` after `deadline`.
-pub(crate) async fn until<F>(what: &str, deadline: Duration, mut ask: impl FnMut() -> F)
-where
-    F: Future<Output = bool>,
-{
+pub(crate) async fn until(what: &str, deadline: Duration, mut ask: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
     while !ask().await {
         assert!(
