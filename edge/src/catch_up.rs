@@ -110,11 +110,16 @@ impl Reader {
             // The ring begins above the cursor but the log shows nothing yet: look again soon.
             tokio::time::sleep(pause).await;
         }
-        Some(Command::Advance { id: self.id, cursor: page.reached.max(cursor) })
+        Some(Command::Advance {
+            id: self.id,
+            cursor: page.reached.max(cursor),
+        })
     }
 
     async fn tell(&self, command: Command) -> bool {
-        let Some(commands) = self.commands.upgrade() else { return false };
+        let Some(commands) = self.commands.upgrade() else {
+            return false;
+        };
         commands.send(command).await.is_ok()
     }
 }

@@ -51,7 +51,10 @@ struct Refused {
 
 impl Refused {
     fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into() }
+        Self {
+            code,
+            detail: detail.into(),
+        }
     }
 
     fn to_json(&self) -> serde_json::Value {
@@ -75,7 +78,14 @@ impl NativeDoor {
         tasks: TaskTracker,
     ) -> Self {
         let in_flight = Arc::new(Semaphore::new(settings.door.in_flight_max));
-        Self { client, publisher, settings, metrics, tasks, in_flight }
+        Self {
+            client,
+            publisher,
+            settings,
+            metrics,
+            tasks,
+            in_flight,
+        }
     }
 
     /// Takes `say.<user>.<ns>.<id>` requests until `stop`.
@@ -83,21 +93,29 @@ impl NativeDoor {
     /// # Errors
     /// When the subscription cannot be made.
     pub async fn run(self, stop: CancellationToken) -> Result<(), async_nats::SubscribeError> {
-        let mut requests =
-            self.client.queue_subscribe("say.*.*.*", QUEUE_GROUP.to_owned()).await?;
+        let mut requests = self
+            .client
+            .queue_subscribe("say.*.*.*", QUEUE_GROUP.to_owned())
+            .await?;
         loop {
             let request = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 request = requests.next() => request,
             };
-            let Some(request) = request else { return Ok(()) };
+            let Some(request) = request else {
+                return Ok(());
+            };
             self.metrics.door_requests.add_one();
             self.take(request);
         }
     }
 
     fn take(&self, request: Message) {
-        let Some(user) = request.subject.split('.').nth(1).and_then(|t| user_from_token(t).ok())
+        let Some(user) = request
+            .subject
+            .split('.')
+            .nth(1)
+            .and_then(|t| user_from_token(t).ok())
         else {
             // No user of that name can exist, so there is nobody to answer.
             self.metrics.door_reply_refused.add_one();
@@ -115,8 +133,10 @@ impl NativeDoor {
         let permit = match Arc::clone(&self.in_flight).try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
-                let refused =
-                    Refused::new(ErrorCode::TOO_MANY_REQUESTS, "the door has too much in hand");
+                let refused = Refused::new(
+                    ErrorCode::TOO_MANY_REQUESTS,
+                    "the door has too much in hand",
+                );
                 return self.answer(reply, refused.to_json(), None);
             }
         };
@@ -146,7 +166,10 @@ impl NativeDoor {
         let room = RoomName::from_tokens(ns, id, last(headers, header::ROOM_NAME))
             .map_err(|error| bad(error.to_string()))?;
         let Some(namespace) = self.settings.namespace(&room) else {
-            return Err(Refused::new(ErrorCode::UNKNOWN_CHANNEL, "no such namespace"));
+            return Err(Refused::new(
+                ErrorCode::UNKNOWN_CHANNEL,
+                "no such namespace",
+            ));
         };
         if !namespace.stored {
             return Err(Refused::new(
@@ -161,15 +184,26 @@ impl NativeDoor {
             let limit = self.settings.door.message_size_limit_bytes;
             return Err(bad(format!("a message is at most {limit} bytes")));
         }
-        check_format(namespace.data_format, &request.payload).map_err(|detail| bad(detail.into()))?;
+        check_format(namespace.data_format, &request.payload)
+            .map_err(|detail| bad(detail.into()))?;
         let key = last(headers, IDEMPOTENCY_KEY).map(str::to_owned);
-        if key.as_ref().is_some_and(|key| key.is_empty() || key.len() > KEY_MAX_BYTES) {
-            return Err(bad(format!("an idempotency key is 1 to {KEY_MAX_BYTES} bytes")));
+        if key
+            .as_ref()
+            .is_some_and(|key| key.is_empty() || key.len() > KEY_MAX_BYTES)
+        {
+            return Err(bad(format!(
+                "an idempotency key is 1 to {KEY_MAX_BYTES} bytes"
+            )));
         }
         Ok(Outgoing {
             room,
             log: namespace.log.clone(),
-            author: Author { user, client: String::new(), info: None, door: Through::Nats },
+            author: Author {
+                user,
+                client: String::new(),
+                info: None,
+                door: Through::Nats,
+            },
             tags: BTreeMap::new(),
             data: request.payload.clone(),
             key,
@@ -180,7 +214,10 @@ impl NativeDoor {
     fn outcome(&self, outcome: &Outcome) -> serde_json::Value {
         let temporary = |detail: &str| Refused::new(ErrorCode::INTERNAL, detail);
         match outcome {
-            Outcome::Stored { position, duplicate } => {
+            Outcome::Stored {
+                position,
+                duplicate,
+            } => {
                 self.metrics.publishes_stored.add_one();
                 let mut answer = json!({
                     "offset": position.offset.get(),

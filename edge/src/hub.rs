@@ -121,7 +121,10 @@ impl std::fmt::Debug for Membership {
 impl Membership {
     /// The reply is on its way and ends at `cursor`: pushes after it may follow.
     pub fn release(&self, cursor: Seq) {
-        self.send(Command::Release { id: self.id, cursor });
+        self.send(Command::Release {
+            id: self.id,
+            cursor,
+        });
     }
 
     /// Sends without waiting; a full queue is waited for elsewhere, in order per membership, as the
@@ -178,7 +181,9 @@ impl Hub {
         since: Option<Since>,
     ) -> Result<Joined, JoinError> {
         let joining = self.join_within(permit.room(), namespace, link, since);
-        tokio::time::timeout(JOIN_WITHIN, joining).await.unwrap_or(Err(JoinError::Unavailable))
+        tokio::time::timeout(JOIN_WITHIN, joining)
+            .await
+            .unwrap_or(Err(JoinError::Unavailable))
     }
 
     async fn join_within(
@@ -192,13 +197,20 @@ impl Hub {
         for _ in 0..3 {
             let handle = self.open(room, namespace, since.is_some())?;
             let (reply, answer) = oneshot::channel();
-            let command = Command::Join { link: Arc::clone(link), since: since.clone(), reply };
+            let command = Command::Join {
+                link: Arc::clone(link),
+                since: since.clone(),
+                reply,
+            };
             if handle.commands.send(command).await.is_err() {
                 continue;
             }
             let Ok(join) = answer.await else { continue };
-            let membership =
-                Membership { id: join.id, commands: handle.commands, shared: Arc::clone(&self.0) };
+            let membership = Membership {
+                id: join.id,
+                commands: handle.commands,
+                shared: Arc::clone(&self.0),
+            };
             self.0.metrics.memberships.add(1);
             return self.verdict(room, namespace, membership, join, since).await;
         }
@@ -223,11 +235,16 @@ impl Hub {
             publications: Vec::new(),
             cursor: join.have,
         };
-        let Some(since) = since else { return Ok(joined) };
+        let Some(since) = since else {
+            return Ok(joined);
+        };
         match join.from_ring {
             FromRing::NotAsked => {}
             FromRing::Unproven => joined.recovered = Some(false),
-            FromRing::Entries { publications, cursor } => {
+            FromRing::Entries {
+                publications,
+                cursor,
+            } => {
                 metrics.recovered_from_ring.add_one();
                 joined.recovered = Some(true);
                 joined.offset = since.offset;
@@ -291,7 +308,12 @@ impl Hub {
         }
         let place = if namespace.stored {
             // The config guarantees the log; its placement is made before sockets are accepted.
-            Some(self.0.placements.place(&namespace.log, room).ok_or(JoinError::Unavailable)?)
+            Some(
+                self.0
+                    .placements
+                    .place(&namespace.log, room)
+                    .ok_or(JoinError::Unavailable)?,
+            )
         } else {
             None
         };
@@ -323,13 +345,15 @@ impl Hub {
     }
 
     /// Tells one room the last offset that the log has for it; it repairs itself if it has less.
-    pub(crate) async fn tell_head(&self, room: &RoomName, head: Seq) {
-        let commands = self.0.rooms().get(room).map(|handle| handle.commands.clone());
-        if let Some(commands) = commands
-            && commands.send(Command::Head { head }).await.is_err()
-        {
-            tracing::trace!(%room, "room closed before it took its head");
-        }
+    /// False if the room is too busy to be told now.
+    pub(crate) fn tell_head(&self, room: &RoomName, head: Seq) -> bool {
+        let commands = self
+            .0
+            .rooms()
+            .get(room)
+            .map(|handle| handle.commands.clone());
+        let told = commands.map(|commands| commands.try_send(Command::Head { head }));
+        !matches!(told, Some(Err(mpsc::error::TrySendError::Full(_))))
     }
 
     /// Every stored room that is open here, with its stream and stored subject.
@@ -381,7 +405,8 @@ impl Shared {
     ) -> bool {
         let mut rooms = self.rooms();
         let is_mine = rooms.get(room).is_some_and(|handle| {
-            own.upgrade().is_none_or(|own| own.same_channel(&handle.commands))
+            own.upgrade()
+                .is_none_or(|own| own.same_channel(&handle.commands))
         });
         if !is_idle() {
             return false;

@@ -1,1 +1,17 @@
-//! edge
+//! Sockets, sessions, rooms and fan-out: what a browser meets; and the native door.
+
+mod catch_up;
+pub mod connection;
+pub mod door;
+pub mod hub;
+pub mod link;
+pub mod metrics;
+pub mod outbox;
+pub mod protocol;
+pub mod room;
+mod room_task;
+pub mod server;
+mod session;
+pub mod settings;
+pub mod sweep;
+pub mod websocket;

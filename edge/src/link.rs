@@ -37,7 +37,10 @@ impl Link {
     /// Wraps a connection's outbox.
     #[must_use]
     pub fn new(outbox: Outbox) -> Self {
-        Self { outbox, signals: Mutex::default() }
+        Self {
+            outbox,
+            signals: Mutex::default(),
+        }
     }
 
     /// Pushes a stored publication. An empty frame stands for one that a JSON client cannot be
@@ -73,12 +76,18 @@ impl Link {
 
     /// Leaves a signal and wakes the session.
     pub fn signal(&self, signal: Signal) {
-        self.signals.lock().unwrap_or_else(PoisonError::into_inner).push_back(signal);
+        self.signals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(signal);
         self.outbox.wake();
     }
 
     /// Takes the oldest signal.
     pub fn take_signal(&self) -> Option<Signal> {
-        self.signals.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        self.signals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
     }
 }

@@ -144,7 +144,10 @@ mod tests {
         let metrics = Metrics::default();
         metrics.rooms.add(2);
         let read = metrics.read();
-        assert!(read.iter().all(|(name, help, ..)| name.starts_with("weir_edge_") && help.len() > 5));
+        assert!(
+            read.iter()
+                .all(|(name, help, ..)| name.starts_with("weir_edge_") && help.len() > 5)
+        );
         assert!(read.contains(&("weir_edge_rooms", "Rooms open on this edge.", "gauge", 2)));
     }
 }

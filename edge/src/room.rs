@@ -192,7 +192,10 @@ impl<S> Room<S> {
             if member.state != State::Live || member.cursor >= entry.seq {
                 continue;
             }
-            let id = || MemberId { slot: to_u32(index), turn: *turn };
+            let id = || MemberId {
+                slot: to_u32(index),
+                turn: *turn,
+            };
             match push(&member.sink, &entry.frame) {
                 Pushed::Taken => member.cursor = entry.seq,
                 Pushed::Full => {
@@ -228,7 +231,9 @@ impl<S> Room<S> {
     /// Command: keep at most this many bytes in the ring.
     pub fn trim(&mut self, max_bytes: usize) {
         while self.ring.len() > self.limits.ring_max_messages || self.ring_bytes > max_bytes {
-            let Some(oldest) = self.ring.pop_front() else { break };
+            let Some(oldest) = self.ring.pop_front() else {
+                break;
+            };
             self.ring_bytes -= oldest.frame.len();
             self.floor = oldest.seq;
         }
@@ -236,16 +241,26 @@ impl<S> Room<S> {
 
     /// Command: a new member, held at the room's position until [`Room::release`].
     pub fn join(&mut self, sink: S) -> MemberId {
-        let member = Member { sink, cursor: self.have, state: State::Held };
+        let member = Member {
+            sink,
+            cursor: self.have,
+            state: State::Held,
+        };
         self.waiting += 1;
         if let Some(slot) = self.free.pop() {
             let place = &mut self.slots[slot as usize];
             place.0 = place.0.wrapping_add(1);
             place.1 = Some(member);
-            return MemberId { slot, turn: place.0 };
+            return MemberId {
+                slot,
+                turn: place.0,
+            };
         }
         self.slots.push((0, Some(member)));
-        MemberId { slot: to_u32(self.slots.len() - 1), turn: 0 }
+        MemberId {
+            slot: to_u32(self.slots.len() - 1),
+            turn: 0,
+        }
     }
 
     /// Command: the member's reply is written and ends at `cursor`; let it follow from there.
@@ -273,7 +288,9 @@ impl<S> Room<S> {
     /// Polls a member that is behind: hands it what the ring has, and makes it live at the head.
     pub fn turn(&mut self, id: MemberId, mut push: impl FnMut(&S, &Bytes) -> Pushed) -> Turn {
         let (floor, have) = (self.floor, self.have);
-        let Some((turn, slot)) = self.slots.get_mut(id.slot as usize) else { return Turn::Gone };
+        let Some((turn, slot)) = self.slots.get_mut(id.slot as usize) else {
+            return Turn::Gone;
+        };
         let member = match slot {
             Some(member) if *turn == id.turn => member,
             _ => return Turn::Gone,
@@ -284,7 +301,9 @@ impl<S> Room<S> {
         if member.cursor < floor {
             return Turn::Log(member.cursor);
         }
-        let start = self.ring.partition_point(|entry| entry.seq <= member.cursor);
+        let start = self
+            .ring
+            .partition_point(|entry| entry.seq <= member.cursor);
         for entry in self.ring.range(start..) {
             match push(&member.sink, &entry.frame) {
                 Pushed::Taken => member.cursor = entry.seq,
@@ -317,15 +336,28 @@ impl<S> Room<S> {
 
     /// Asks: every member.
     pub fn members(&self) -> impl Iterator<Item = (MemberId, &S)> {
-        self.slots.iter().enumerate().filter_map(|(index, (turn, slot))| {
-            let member = slot.as_ref()?;
-            Some((MemberId { slot: to_u32(index), turn: *turn }, &member.sink))
-        })
+        self.slots
+            .iter()
+            .enumerate()
+            .filter_map(|(index, (turn, slot))| {
+                let member = slot.as_ref()?;
+                Some((
+                    MemberId {
+                        slot: to_u32(index),
+                        turn: *turn,
+                    },
+                    &member.sink,
+                ))
+            })
     }
 
     /// Command: drops every member for which `is_gone` says so.
     pub fn reap(&mut self, is_gone: impl Fn(&S) -> bool) {
-        let gone: Vec<_> = self.members().filter(|(_, sink)| is_gone(sink)).map(|(id, _)| id).collect();
+        let gone: Vec<_> = self
+            .members()
+            .filter(|(_, sink)| is_gone(sink))
+            .map(|(id, _)| id)
+            .collect();
         for id in gone {
             self.leave(id);
         }
@@ -335,12 +367,20 @@ impl<S> Room<S> {
     #[must_use]
     pub fn sink(&self, id: MemberId) -> Option<&S> {
         let (turn, slot) = self.slots.get(id.slot as usize)?;
-        if *turn == id.turn { slot.as_ref().map(|member| &member.sink) } else { None }
+        if *turn == id.turn {
+            slot.as_ref().map(|member| &member.sink)
+        } else {
+            None
+        }
     }
 
     fn member(&mut self, id: MemberId) -> Option<&mut Member<S>> {
         let (turn, slot) = self.slots.get_mut(id.slot as usize)?;
-        if *turn == id.turn { slot.as_mut() } else { None }
+        if *turn == id.turn {
+            slot.as_mut()
+        } else {
+            None
+        }
     }
 }
 
@@ -364,7 +404,9 @@ mod tests {
         if inner.0.len() >= inner.1 {
             return Pushed::Full;
         }
-        inner.0.push(String::from_utf8_lossy(frame).trim().parse().unwrap());
+        inner
+            .0
+            .push(String::from_utf8_lossy(frame).trim().parse().unwrap());
         Pushed::Taken
     }
 
@@ -374,11 +416,19 @@ mod tests {
 
     fn entry(seq: u64) -> Entry {
         let frame = Bytes::from(seq.to_string());
-        Entry { seq: Seq::new(seq), time_ms: 0, publication: frame.clone(), frame }
+        Entry {
+            seq: Seq::new(seq),
+            time_ms: 0,
+            publication: frame.clone(),
+            frame,
+        }
     }
 
     fn room(have: u64, messages: usize) -> Room<Sink> {
-        let limits = RingLimits { ring_max_messages: messages, ring_max_bytes: 1 << 20 };
+        let limits = RingLimits {
+            ring_max_messages: messages,
+            ring_max_bytes: 1 << 20,
+        };
         Room::new(Epoch::new("e").unwrap(), Seq::new(have), limits)
     }
 
@@ -447,7 +497,10 @@ mod tests {
         for seq in [7, 9, 12] {
             room.append(entry(seq), push);
         }
-        let seqs = |since| room.since(Seq::new(since)).map(|i| i.map(|e| e.seq.get()).collect());
+        let seqs = |since| {
+            room.since(Seq::new(since))
+                .map(|i| i.map(|e| e.seq.get()).collect())
+        };
         assert_eq!(seqs(7), Some(vec![9, 12]));
         assert_eq!(seqs(8), Some(vec![9, 12]));
         assert_eq!(seqs(6), None);

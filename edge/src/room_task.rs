@@ -30,15 +30,36 @@ const LIVE_PER_TURN_MAX: usize = 64;
 
 /// What a room task is told.
 pub(crate) enum Command {
-    Join { link: Arc<Link>, since: Option<Since>, reply: oneshot::Sender<JoinAnswer> },
-    Release { id: MemberId, cursor: Seq },
-    Turn { id: MemberId, reply: oneshot::Sender<Turn> },
-    Advance { id: MemberId, cursor: Seq },
+    Join {
+        link: Arc<Link>,
+        since: Option<Since>,
+        reply: oneshot::Sender<JoinAnswer>,
+    },
+    Release {
+        id: MemberId,
+        cursor: Seq,
+    },
+    Turn {
+        id: MemberId,
+        reply: oneshot::Sender<Turn>,
+    },
+    Advance {
+        id: MemberId,
+        cursor: Seq,
+    },
     /// The log has lost what the member's cursor needs.
-    Lost { id: MemberId },
-    Leave { id: MemberId },
-    Head { head: Seq },
-    Position { reply: oneshot::Sender<Option<(Epoch, Seq)>> },
+    Lost {
+        id: MemberId,
+    },
+    Leave {
+        id: MemberId,
+    },
+    Head {
+        head: Seq,
+    },
+    Position {
+        reply: oneshot::Sender<Option<(Epoch, Seq)>>,
+    },
     /// The room is kept in another stream now.
     Moved,
 }
@@ -56,7 +77,10 @@ pub(crate) enum FromRing {
     NotAsked,
     /// Another epoch, or a position that the stream never reached.
     Unproven,
-    Entries { publications: Vec<Bytes>, cursor: Seq },
+    Entries {
+        publications: Vec<Bytes>,
+        cursor: Seq,
+    },
     /// The ring does not reach back that far.
     ReadLog(Place),
 }
@@ -75,9 +99,14 @@ pub(crate) struct RoomTask {
 
 /// Encodes a message for all JSON members at once. What is not JSON gives an empty frame.
 pub(crate) fn encode(room: &RoomName, message: &Message) -> Entry {
-    let (frame, publication) = crate::protocol::json::publication_push(room.channel(), message)
-        .unwrap_or_default();
-    Entry { seq: message.seq, time_ms: message.time_ms, frame, publication }
+    let (frame, publication) =
+        crate::protocol::json::publication_push(room.channel(), message).unwrap_or_default();
+    Entry {
+        seq: message.seq,
+        time_ms: message.time_ms,
+        frame,
+        publication,
+    }
 }
 
 impl RoomTask {
@@ -106,7 +135,11 @@ impl RoomTask {
         let subject = self.name.live_subject();
         let subscriber = shared.live.subscribe(subject).await.map_err(|e| text(&e))?;
         let current = place.current();
-        let state = shared.live_replay.state(&current.stream).await.map_err(|e| text(&e))?;
+        let state = shared
+            .live_replay
+            .state(&current.stream)
+            .await
+            .map_err(|e| text(&e))?;
         let last = shared
             .live_replay
             .last(&current.stream, &place.stored_subject)
@@ -126,7 +159,10 @@ impl RoomTask {
         let limits = self.shared.settings.bounds.ring;
         let max_messages = u32::try_from(limits.ring_max_messages).unwrap_or(u32::MAX);
         let max_bytes = u32::try_from(limits.ring_max_bytes / 2).unwrap_or(u32::MAX);
-        let read = self.shared.reader.backward(place, &self.name, None, max_messages, max_bytes);
+        let read = self
+            .shared
+            .reader
+            .backward(place, &self.name, None, max_messages, max_bytes);
         match read.await {
             Ok(page) if page.whole => {
                 let from = place.current().from;
@@ -139,7 +175,10 @@ impl RoomTask {
                 if let Some(oldest) = entries.first() {
                     let floor = oldest.seq.just_before();
                     room.fill(entries, floor);
-                    self.shared.metrics.ring_bytes.add(to_i64(room.ring_bytes()));
+                    self.shared
+                        .metrics
+                        .ring_bytes
+                        .add(to_i64(room.ring_bytes()));
                 }
             }
             Ok(_) => {}
@@ -161,7 +200,8 @@ impl RoomTask {
             } else if idle_since.is_none() {
                 idle_since = Some(Instant::now());
             }
-            let idle_at = idle_since.unwrap_or_else(Instant::now) + self.shared.settings.bounds.room_idle;
+            let idle_at =
+                idle_since.unwrap_or_else(Instant::now) + self.shared.settings.bounds.room_idle;
             let step = tokio::select! {
                 biased;
                 live = subscriber.next() => match live {
@@ -187,7 +227,9 @@ impl RoomTask {
             {
                 let before = room.ring_bytes();
                 room.trim(before / 4);
-                metrics.ring_bytes.add(to_i64(room.ring_bytes()) - to_i64(before));
+                metrics
+                    .ring_bytes
+                    .add(to_i64(room.ring_bytes()) - to_i64(before));
             }
             if step.is_err() {
                 metrics.ring_bytes.add(-to_i64(room.ring_bytes()));
@@ -309,7 +351,9 @@ impl RoomTask {
 
     /// Reads what the room lacks up to `to`, by the one read path, until it was reached.
     async fn repair(&self, room: &mut Room<Arc<Link>>, to: Seq) -> Result<(), Moved> {
-        let Some(place) = &self.place else { return Ok(()) };
+        let Some(place) = &self.place else {
+            return Ok(());
+        };
         let mut pause = RETRY_FIRST;
         while room.have() < to {
             let read = self.shared.reader.forward(
@@ -338,7 +382,8 @@ impl RoomTask {
                     room.skip_to(page.reached.min(to));
                     if room.have() == before {
                         // Another replica may lag behind the one that told of the message.
-                        self.pause(&mut pause, &"the log does not show it yet").await?;
+                        self.pause(&mut pause, &"the log does not show it yet")
+                            .await?;
                     }
                 }
                 Err(error) => self.pause(&mut pause, &error).await?,
@@ -350,7 +395,7 @@ impl RoomTask {
     async fn pause(
         &self,
         pause: &mut Duration,
-        error: &dyn std::fmt::Display,
+        error: &(dyn std::fmt::Display + Sync),
     ) -> Result<(), Moved> {
         tracing::debug!(room = %self.name, %error, "read is tried again");
         tokio::time::sleep(*pause).await;
@@ -363,18 +408,34 @@ impl RoomTask {
             Command::Join { link, since, reply } => {
                 let from_ring = match &since {
                     None => FromRing::NotAsked,
-                    Some(since) => self.from_ring(room, since).await?,
+                    Some(since) => self.ask_ring(room, since).await?,
                 };
                 let epoch = self.place.as_ref().map(|_| room.epoch().clone());
                 let id = room.join(link);
-                let have = if epoch.is_some() { room.have() } else { Seq::ZERO };
-                if reply.send(JoinAnswer { id, epoch, have, from_ring }).is_err() {
+                let have = if epoch.is_some() {
+                    room.have()
+                } else {
+                    Seq::ZERO
+                };
+                if reply
+                    .send(JoinAnswer {
+                        id,
+                        epoch,
+                        have,
+                        from_ring,
+                    })
+                    .is_err()
+                {
                     room.leave(id);
                 }
             }
             Command::Release { id, cursor } => {
                 // A room without offsets has no cursors of clients; its own counter is the cursor.
-                let cursor = if self.place.is_some() { cursor } else { room.have() };
+                let cursor = if self.place.is_some() {
+                    cursor
+                } else {
+                    room.have()
+                };
                 match room.release(id, cursor, |link, frame| link.push(frame)) {
                     Turn::Live | Turn::Gone => {}
                     Turn::Full | Turn::Log(_) => self.catch_up(room, id),
@@ -402,7 +463,10 @@ impl RoomTask {
                 }
             }
             Command::Position { reply } => {
-                let position = self.place.as_ref().map(|_| (room.epoch().clone(), room.have()));
+                let position = self
+                    .place
+                    .as_ref()
+                    .map(|_| (room.epoch().clone(), room.have()));
                 if reply.send(position).is_err() {
                     tracing::trace!(room = %self.name, "nobody waits for the position");
                 }
@@ -417,13 +481,15 @@ impl RoomTask {
     }
 
     /// Design §4, "Recovery": the verdict as far as the ring and the stream's last sequence go.
-    async fn from_ring(
-        &self,
-        room: &mut Room<Arc<Link>>,
-        since: &Since,
-    ) -> Result<FromRing, Moved> {
-        let Some(place) = &self.place else { return Ok(FromRing::Unproven) };
-        if since.epoch.as_deref().is_some_and(|epoch| epoch != room.epoch().as_str()) {
+    async fn ask_ring(&self, room: &mut Room<Arc<Link>>, since: &Since) -> Result<FromRing, Moved> {
+        let Some(place) = &self.place else {
+            return Ok(FromRing::Unproven);
+        };
+        if since
+            .epoch
+            .as_deref()
+            .is_some_and(|epoch| epoch != room.epoch().as_str())
+        {
             return Ok(FromRing::Unproven);
         }
         if since.offset > room.have() {
@@ -433,7 +499,11 @@ impl RoomTask {
             loop {
                 let read = async {
                     let state = self.shared.live_replay.state(&stream).await?;
-                    let last = self.shared.live_replay.last(&stream, &place.stored_subject).await?;
+                    let last = self
+                        .shared
+                        .live_replay
+                        .last(&stream, &place.stored_subject)
+                        .await?;
                     Ok::<_, weir_nats::replay::ReplayError>((state.last, last))
                 };
                 match read.await {
@@ -456,10 +526,14 @@ impl RoomTask {
         let Some(entries) = room.since(since.offset) else {
             return Ok(FromRing::ReadLog(place.clone()));
         };
-        let oldest_ms = self.window.ttl.map(|ttl| {
-            now_ms() - i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX)
-        });
-        let too_many = self.window.size.is_some_and(|size| entries.len() as u64 > size);
+        let oldest_ms = self
+            .window
+            .ttl
+            .map(|ttl| now_ms() - i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX));
+        let too_many = self
+            .window
+            .size
+            .is_some_and(|size| entries.len() as u64 > size);
         let (mut publications, mut bytes) = (Vec::new(), 0);
         let mut cursor = since.offset;
         let mut entries = entries.peekable();
@@ -472,19 +546,29 @@ impl RoomTask {
         for entry in entries {
             // What does not fit follows as ordinary pushes once the member is released.
             if publications.len() >= max_messages || bytes + entry.publication.len() > max_bytes {
-                return Ok(FromRing::Entries { publications, cursor });
+                return Ok(FromRing::Entries {
+                    publications,
+                    cursor,
+                });
             }
             bytes += entry.publication.len();
             publications.push(entry.publication.clone());
             cursor = entry.seq;
         }
-        Ok(FromRing::Entries { publications, cursor: cursor.max(room.have()) })
+        Ok(FromRing::Entries {
+            publications,
+            cursor: cursor.max(room.have()),
+        })
     }
 
     /// Starts to serve a member that is behind. It ends when the member is live or gone.
     fn catch_up(&self, room: &Room<Arc<Link>>, id: MemberId) {
-        let (Some(link), Some(place)) = (room.sink(id), self.place.clone()) else { return };
-        let Some(commands) = self.own.upgrade() else { return };
+        let (Some(link), Some(place)) = (room.sink(id), self.place.clone()) else {
+            return;
+        };
+        let Some(commands) = self.own.upgrade() else {
+            return;
+        };
         self.shared.metrics.fell_behind.add_one();
         let reader = crate::catch_up::Reader {
             id,
@@ -498,7 +582,10 @@ impl RoomTask {
     }
 
     fn dismiss_all(&self, room: &mut Room<Arc<Link>>) {
-        let members: Vec<_> = room.members().map(|(id, link)| (id, Arc::clone(link))).collect();
+        let members: Vec<_> = room
+            .members()
+            .map(|(id, link)| (id, Arc::clone(link)))
+            .collect();
         for (id, link) in members {
             room.leave(id);
             self.dismiss(&link);
@@ -513,18 +600,25 @@ impl RoomTask {
     }
 
     fn stream(&self) -> String {
-        self.place.as_ref().map(|place| place.current().stream.clone()).unwrap_or_default()
+        self.place
+            .as_ref()
+            .map(|place| place.current().stream.clone())
+            .unwrap_or_default()
     }
 
     fn has_moved(&self) -> bool {
-        let Some(mine) = &self.place else { return false };
+        let Some(mine) = &self.place else {
+            return false;
+        };
         let now = self.shared.placements.place(&mine.log, &self.name);
         now.is_some_and(|now| now.current().stream != mine.current().stream)
     }
 }
 
 pub(crate) fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 

@@ -28,11 +28,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// `/connection/websocket` of an edge; merge it into the public router.
 pub fn router(edge: Arc<Edge>) -> Router {
-    Router::new().route("/connection/websocket", any(upgrade)).with_state(edge)
+    Router::new()
+        .route("/connection/websocket", any(upgrade))
+        .with_state(edge)
 }
 
 /// Accepts sockets until `stop`, which does not end those that are open.
-pub async fn serve(listener: TcpListener, router: Router, edge: Arc<Edge>, stop: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    edge: Arc<Edge>,
+    stop: CancellationToken,
+) {
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -47,7 +54,8 @@ pub async fn serve(listener: TcpListener, router: Router, edge: Arc<Edge>, stop:
             }
         };
         let limit = edge.settings.client.connection_limit;
-        if limit > 0 && edge.metrics.connections.value() >= i64::try_from(limit).unwrap_or(i64::MAX) {
+        if limit > 0 && edge.metrics.connections.value() >= i64::try_from(limit).unwrap_or(i64::MAX)
+        {
             edge.metrics.connections_refused.add_one();
             edge.tasks.spawn(refuse(socket));
             continue;
@@ -70,7 +78,8 @@ pub async fn serve(listener: TcpListener, router: Router, edge: Arc<Edge>, stop:
 
 /// Over the limit: HTTP 503, so that a load balancer or a client tries elsewhere or later.
 async fn refuse(socket: TcpStream) {
-    let answer = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    let answer =
+        b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     if socket.writable().await.is_ok() && socket.try_write(answer).is_err() {
         tracing::debug!("refused socket went away");
     }
@@ -85,7 +94,10 @@ async fn upgrade(State(edge): State<Arc<Edge>>, mut request: Request) -> Respons
             if !request.headers().contains_key(header::UPGRADE) {
                 *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
                 let headers = response.headers_mut();
-                headers.insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
+                headers.insert(
+                    header::UPGRADE,
+                    header::HeaderValue::from_static("websocket"),
+                );
             }
             return response;
         }
@@ -107,9 +119,8 @@ async fn upgrade(State(edge): State<Arc<Edge>>, mut request: Request) -> Respons
             Ok(upgraded) => upgraded,
             Err(error) => return tracing::debug!(%error, "upgrade failed"),
         };
-        let parts = match upgraded.downcast::<TokioIo<TcpStream>>() {
-            Ok(parts) => parts,
-            Err(_) => return tracing::error!("upgraded socket is not a TCP socket"),
+        let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
+            return tracing::error!("upgraded socket is not a TCP socket");
         };
         let socket = parts.io.into_inner();
         prepare(&socket, edge.settings.bounds.kernel_unsent_max_bytes);
@@ -123,7 +134,9 @@ async fn upgrade(State(edge): State<Arc<Edge>>, mut request: Request) -> Respons
     if let Some(protocol) = protocol {
         response = response.header(header::SEC_WEBSOCKET_PROTOCOL, protocol);
     }
-    response.body(Body::empty()).unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+    response
+        .body(Body::empty())
+        .unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
 }
 
 /// No delay for small frames, and a bound on what may lie unsent in the kernel.
@@ -140,15 +153,24 @@ fn prepare(socket: &TcpStream, unsent_max_bytes: u32) {
 /// must be the one asked for. Without an `Origin` header it is no browser, and no cookie is read.
 #[must_use]
 pub fn origin_is_allowed(allowed: &[String], headers: &HeaderMap) -> bool {
-    let Some(origin) = headers.get(header::ORIGIN) else { return true };
-    let Ok(origin) = origin.to_str() else { return false };
-    if allowed.iter().any(|one| one == "*" || one.eq_ignore_ascii_case(origin)) {
+    let Some(origin) = headers.get(header::ORIGIN) else {
+        return true;
+    };
+    let Ok(origin) = origin.to_str() else {
+        return false;
+    };
+    if allowed
+        .iter()
+        .any(|one| one == "*" || one.eq_ignore_ascii_case(origin))
+    {
         return true;
     }
     if !allowed.is_empty() {
         return false;
     }
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
     let of_origin = origin.split_once("://").map(|(_, rest)| rest);
     matches!((host, of_origin), (Some(host), Some(of)) if host.eq_ignore_ascii_case(of))
 }
@@ -175,10 +197,26 @@ mod tests {
         assert!(!check(&[], "http://h", "h:8000"));
         assert!(!check(&[], "null", "h:8000"));
         assert!(!check(&[], "https://h.evil.com", "h"));
-        assert!(check(&["https://app.example.com"], "https://app.example.com", "h"));
-        assert!(!check(&["https://app.example.com"], "https://app.example.com.evil.com", "h"));
-        assert!(!check(&["https://app.example.com"], "http://app.example.com", "h"));
-        assert!(!check(&["https://app.example.com"], "https://app.example.com:444", "h"));
+        assert!(check(
+            &["https://app.example.com"],
+            "https://app.example.com",
+            "h"
+        ));
+        assert!(!check(
+            &["https://app.example.com"],
+            "https://app.example.com.evil.com",
+            "h"
+        ));
+        assert!(!check(
+            &["https://app.example.com"],
+            "http://app.example.com",
+            "h"
+        ));
+        assert!(!check(
+            &["https://app.example.com"],
+            "https://app.example.com:444",
+            "h"
+        ));
         assert!(!check(&["https://app.example.com"], "http://h", "h"));
         assert!(check(&["*"], "null", "h"));
     }

@@ -158,7 +158,11 @@ impl Default for ClientSettings {
 
 impl Default for DoorSettings {
     fn default() -> Self {
-        Self { message_size_limit_bytes: 64 << 10, in_flight_max: 1_024, operators: Vec::new() }
+        Self {
+            message_size_limit_bytes: 64 << 10,
+            in_flight_max: 1_024,
+            operators: Vec::new(),
+        }
     }
 }
 
@@ -166,7 +170,10 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             rooms_max: 100_000,
-            ring: RingLimits { ring_max_messages: 512, ring_max_bytes: 256 << 10 },
+            ring: RingLimits {
+                ring_max_messages: 512,
+                ring_max_bytes: 256 << 10,
+            },
             rings_max_bytes: 256 << 20,
             pushes_max_bytes: 64 << 10,
             page_max_bytes: 64 << 10,

@@ -95,27 +95,42 @@ impl Swept {
             return Ok(());
         }
         hub.shared().metrics.sweeps.add_one();
+        // A room that is busy with a repair is not waited for: the next sweep names it again.
+        let mut told_all = true;
         for some in rooms.chunks(ROOMS_PER_REQUEST_MAX) {
             let subjects: Vec<String> = some.iter().map(|(_, subject)| subject.clone()).collect();
-            let by_subject: HashMap<&str, &RoomName> =
-                some.iter().map(|(room, subject)| (subject.as_str(), room)).collect();
+            let by_subject: HashMap<&str, &RoomName> = some
+                .iter()
+                .map(|(room, subject)| (subject.as_str(), room))
+                .collect();
             for (subject, head) in replay.heads(stream, &subjects, after).await? {
                 if let Some(room) = by_subject.get(subject.as_str()) {
-                    hub.tell_head(room, head).await;
+                    told_all &= hub.tell_head(room, head);
                 }
             }
         }
-        self.0.insert(stream.to_owned(), state.last);
+        if told_all {
+            self.0.insert(stream.to_owned(), state.last);
+        }
         Ok(())
     }
 }
 
 /// One room whose live copy may never have come.
 async fn look_again(hub: &Hub, room: &RoomName) {
-    let found = hub.stored_rooms().into_iter().find(|(name, ..)| name == room);
-    let Some((room, stream, subject)) = found else { return };
+    let found = hub
+        .stored_rooms()
+        .into_iter()
+        .find(|(name, ..)| name == room);
+    let Some((room, stream, subject)) = found else {
+        return;
+    };
     match hub.shared().live_replay.last(&stream, &subject).await {
-        Ok(Some(last)) => hub.tell_head(&room, last.message.seq).await,
+        Ok(Some(last)) => {
+            if !hub.tell_head(&room, last.message.seq) {
+                tracing::debug!(%room, "room is busy; the sweep will find it");
+            }
+        }
         Ok(None) => {}
         Err(error) => tracing::debug!(%room, %error, "resync failed; the sweep will find it"),
     }

@@ -114,7 +114,11 @@ impl Decoder {
     /// Messages longer than this are refused before they are buffered.
     #[must_use]
     pub fn new(message_max_bytes: usize) -> Self {
-        Self { partial: BytesMut::new(), message: None, message_max_bytes }
+        Self {
+            partial: BytesMut::new(),
+            message: None,
+            message_max_bytes,
+        }
     }
 
     /// Feeds what the socket gave.
@@ -182,7 +186,9 @@ impl Decoder {
 
     /// Takes one whole frame off the front and unmasks it.
     fn frame(&mut self) -> Result<Option<(Opcode, bool, BytesMut)>, ProtocolError> {
-        let [first, second, ..] = self.partial[..] else { return Ok(None) };
+        let [first, second, ..] = self.partial[..] else {
+            return Ok(None);
+        };
         let opcode = Opcode::from_code(first & 0x0f).ok_or(ProtocolError::Malformed)?;
         let (is_last, reserved, masked) = (first & 0x80 != 0, first & 0x70, second & 0x80 != 0);
         if reserved != 0 || !masked || (opcode.is_control() && !is_last) {
@@ -190,7 +196,9 @@ impl Decoder {
         }
         let (header, length) = match second & 0x7f {
             126 => {
-                let Some(bytes) = self.partial.get(2..4) else { return Ok(None) };
+                let Some(bytes) = self.partial.get(2..4) else {
+                    return Ok(None);
+                };
                 let length = u16::from_be_bytes(bytes.try_into().expect("two bytes"));
                 if length < 126 {
                     return Err(ProtocolError::Malformed);
@@ -198,7 +206,9 @@ impl Decoder {
                 (4, u64::from(length))
             }
             127 => {
-                let Some(bytes) = self.partial.get(2..10) else { return Ok(None) };
+                let Some(bytes) = self.partial.get(2..10) else {
+                    return Ok(None);
+                };
                 let length = u64::from_be_bytes(bytes.try_into().expect("eight bytes"));
                 if length <= u64::from(u16::MAX) || length >> 63 != 0 {
                     return Err(ProtocolError::Malformed);
@@ -332,9 +342,15 @@ pub enum UpgradeError {
 /// When it is none.
 pub fn check_upgrade(method: &Method, headers: &HeaderMap) -> Result<String, UpgradeError> {
     let has_token = |name: header::HeaderName, token: &str| {
-        headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-            value.split(',').any(|one| one.trim().eq_ignore_ascii_case(token))
-        })
+        headers
+            .get_all(name)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| {
+                value
+                    .split(',')
+                    .any(|one| one.trim().eq_ignore_ascii_case(token))
+            })
     };
     if method != Method::GET {
         return Err(UpgradeError::Method);
@@ -342,10 +358,15 @@ pub fn check_upgrade(method: &Method, headers: &HeaderMap) -> Result<String, Upg
     if !has_token(header::CONNECTION, "upgrade") || !has_token(header::UPGRADE, "websocket") {
         return Err(UpgradeError::NotAnUpgrade);
     }
-    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+    if headers
+        .get(header::SEC_WEBSOCKET_VERSION)
+        .is_none_or(|version| version != "13")
+    {
         return Err(UpgradeError::Version);
     }
-    let key = headers.get(header::SEC_WEBSOCKET_KEY).and_then(|key| key.to_str().ok());
+    let key = headers
+        .get(header::SEC_WEBSOCKET_KEY)
+        .and_then(|key| key.to_str().ok());
     let key = key.ok_or(UpgradeError::Key)?;
     let decoded = base64::engine::general_purpose::STANDARD.decode(key);
     match decoded {
@@ -368,9 +389,10 @@ pub fn accept_key(key: &str) -> String {
 #[must_use]
 pub fn choose_protocol(headers: &HeaderMap) -> Option<&'static str> {
     let offers = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL);
-    let offered = offers.iter().filter_map(|value| value.to_str().ok()).any(|value| {
-        value.split(',').any(|one| one.trim() == "centrifuge-json")
-    });
+    let offered = offers
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.split(',').any(|one| one.trim() == "centrifuge-json"));
     offered.then_some("centrifuge-json")
 }
 
@@ -422,15 +444,31 @@ mod tests {
         let text = |text: &'static str| Event::Text(Bytes::from_static(text.as_bytes()));
         check(&[masked(0x81, b"hello")], &Ok(vec![text("hello")]));
         check(&[masked(0x81, b"")], &Ok(vec![text("")]));
-        let parts = [masked(0x01, "h\u{e9}".as_bytes()), masked(0x89, b"p"), masked(0x80, b"llo")];
-        check(&parts, &Ok(vec![Event::Ping(Bytes::from_static(b"p")), text("héllo")]));
+        let parts = [
+            masked(0x01, "h\u{e9}".as_bytes()),
+            masked(0x89, b"p"),
+            masked(0x80, b"llo"),
+        ];
+        check(
+            &parts,
+            &Ok(vec![Event::Ping(Bytes::from_static(b"p")), text("héllo")]),
+        );
         let split = [masked(0x01, b"\xc3"), masked(0x80, b"\xa9")];
         check(&split, &Ok(vec![text("é")]));
-        check(&[masked(0x82, b"\x00\xff")], &Ok(vec![Event::Binary(Bytes::from_static(b"\x00\xff"))]));
-        check(&[masked(0x8a, b"x"), masked(0x88, b"\x03\xe8")], &Ok(vec![Event::Pong, Event::Close(Some(1000))]));
+        check(
+            &[masked(0x82, b"\x00\xff")],
+            &Ok(vec![Event::Binary(Bytes::from_static(b"\x00\xff"))]),
+        );
+        check(
+            &[masked(0x8a, b"x"), masked(0x88, b"\x03\xe8")],
+            &Ok(vec![Event::Pong, Event::Close(Some(1000))]),
+        );
         check(&[masked(0x88, b"")], &Ok(vec![Event::Close(None)]));
         let long = vec![b'a'; 300];
-        check(&[masked(0x81, &long)], &Ok(vec![Event::Text(Bytes::from(long.clone()))]));
+        check(
+            &[masked(0x81, &long)],
+            &Ok(vec![Event::Text(Bytes::from(long.clone()))]),
+        );
     }
 
     #[test]
@@ -452,11 +490,23 @@ mod tests {
             (vec![masked(0x81, b"\xff")], NotUtf8),
             (vec![masked(0x81, b"\xed\xa0\x80")], NotUtf8),
             (vec![masked(0x82, &[0; 1_001])], TooLong),
-            (vec![masked(0x02, &[0; 600]), masked(0x80, &[0; 600])], TooLong),
+            (
+                vec![masked(0x02, &[0; 600]), masked(0x80, &[0; 600])],
+                TooLong,
+            ),
             (vec![vec![0x81, 0xfe, 0, 5, 0, 0, 0, 0]], Malformed),
-            (vec![vec![0x81, 0xff, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0]], Malformed),
-            (vec![vec![0x81, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0]], Malformed),
-            (vec![vec![0x81, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]], TooLong),
+            (
+                vec![vec![0x81, 0xff, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0]],
+                Malformed,
+            ),
+            (
+                vec![vec![0x81, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0]],
+                Malformed,
+            ),
+            (
+                vec![vec![0x81, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]],
+                TooLong,
+            ),
         ];
         for (frames, error) in cases {
             check(&frames, &Err(error));
@@ -475,23 +525,41 @@ mod tests {
     #[test]
     fn a_server_frame_has_the_shortest_header() {
         assert_eq!(&encode_frame(Opcode::Text, b"hi")[..], b"\x81\x02hi");
-        assert_eq!(&encode_frame(Opcode::Text, &[b'a'; 126])[..4], b"\x81\x7e\x00\x7e");
-        assert_eq!(&encode_frame(Opcode::Text, &vec![b'a'; 65_536])[..3], b"\x81\x7f\x00");
+        assert_eq!(
+            &encode_frame(Opcode::Text, &[b'a'; 126])[..4],
+            b"\x81\x7e\x00\x7e"
+        );
+        assert_eq!(
+            &encode_frame(Opcode::Text, &vec![b'a'; 65_536])[..3],
+            b"\x81\x7f\x00"
+        );
         assert_eq!(&close_frame(3501, "bad request")[..4], b"\x88\x0d\x0d\xad");
         assert!(close_frame(3501, &"é".repeat(99)).len() <= 127);
     }
 
     #[test]
     fn the_handshake_of_the_rfc() {
-        assert_eq!(accept_key("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(
+            accept_key("dGhlIHNhbXBsZSBub25jZQ=="),
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        );
         let mut headers = HeaderMap::new();
         headers.insert(header::CONNECTION, "keep-alive, Upgrade".parse().unwrap());
         headers.insert(header::UPGRADE, "WebSocket".parse().unwrap());
         headers.insert(header::SEC_WEBSOCKET_VERSION, "13".parse().unwrap());
-        headers.insert(header::SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ==".parse().unwrap());
+        headers.insert(
+            header::SEC_WEBSOCKET_KEY,
+            "dGhlIHNhbXBsZSBub25jZQ==".parse().unwrap(),
+        );
         assert!(check_upgrade(&Method::GET, &headers).is_ok());
-        assert_eq!(check_upgrade(&Method::POST, &headers), Err(UpgradeError::Method));
+        assert_eq!(
+            check_upgrade(&Method::POST, &headers),
+            Err(UpgradeError::Method)
+        );
         headers.insert(header::SEC_WEBSOCKET_KEY, "short".parse().unwrap());
-        assert_eq!(check_upgrade(&Method::GET, &headers), Err(UpgradeError::Key));
+        assert_eq!(
+            check_upgrade(&Method::GET, &headers),
+            Err(UpgradeError::Key)
+        );
     }
 }

@@ -494,7 +494,7 @@ impl Guard {
         if known.time_ms > 0 {
             self.each(&incident.stream, &filter, Seq::ZERO, |delivery| {
                 // Stored after the newest that was known, at a sequence that was given before.
-                if delivery.message.time_ms > known.time_ms && !has.contains(&delivery.message.id) {
+                if delivery.message.time_ms > known.time_ms {
                     late.push(delivery);
                 }
             })
@@ -502,6 +502,10 @@ impl Guard {
         }
         let count = late.len();
         for delivery in late {
+            if has.contains(&delivery.message.id) {
+                self.delete(&incident.stream, delivery.message.seq).await?;
+                continue;
+            }
             let mut headers = crate::message::stamp(
                 &delivery.room,
                 delivery.message.author.as_ref().unwrap_or(&NOBODY),
@@ -526,6 +530,15 @@ impl Guard {
         tracing::warn!(old = %incident.stream, new = %current.stream, epoch = %current.epoch,
             republished = count, "log moved to its next generation");
         Ok(())
+    }
+
+    async fn delete(&self, stream: &str, seq: Seq) -> Result<(), GuardError> {
+        let subject = format!("STREAM.MSG.DELETE.{stream}");
+        let query = serde_json::json!({ "seq": seq.get(), "no_erase": true });
+        let deleted: Result<serde_json::Value, _> = self.0.js.request(subject, &query).await;
+        deleted
+            .map(|_| ())
+            .map_err(|error| GuardError::Kv(error.to_string()))
     }
 
     async fn each(

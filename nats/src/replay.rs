@@ -12,13 +12,15 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
-use crate::message::{Delivery, Message, header, last};
+use crate::message::{Delivery, DeliveryError, Message, header, last};
 use crate::position::Seq;
 
 /// Deep reads of one connection at a time: they hold up the stream's writers.
 const READS_AT_ONCE_MAX: usize = 4;
 /// Messages of one batch.
 const BATCH_MAX_MESSAGES: u32 = 200;
+/// Messages of one scan, as for the archive.
+const SCAN_MAX_MESSAGES: u32 = 1_000;
 /// Bytes of one batch.
 const BATCH_MAX_BYTES: u32 = 1 << 20;
 /// Subjects of one multi-last request (the server refuses more than 1,024).
@@ -70,6 +72,21 @@ pub struct ReplayPage {
     pub messages: Vec<Arc<Message>>,
     /// More follow in the same direction.
     pub more: bool,
+}
+
+/// One message of a stream, whoever wrote it.
+#[derive(Debug)]
+pub struct Scanned {
+    /// Its sequence.
+    pub seq: Seq,
+    /// Its subject.
+    pub subject: String,
+    /// Its headers, with those of the server.
+    pub headers: HeaderMap,
+    /// Its payload.
+    pub payload: Bytes,
+    /// The message of a room, or why it is none.
+    pub delivery: Result<Delivery, DeliveryError>,
 }
 
 /// Reads streams over one connection. Cheap to clone.
@@ -364,7 +381,7 @@ impl Replay {
         Ok(heads)
     }
 
-    /// Every message of the stream after `after`, whatever its subject, at most `max_messages`.
+    /// Messages of rooms after `after` under a subject filter, at most `max_messages`.
     ///
     /// # Errors
     /// When the stream does not answer whole.
@@ -375,21 +392,69 @@ impl Replay {
         after: Seq,
         max_messages: u32,
     ) -> Result<Vec<Delivery>, ReplayError> {
+        let scanned = self.scan(stream, filter, after, max_messages).await?;
+        Ok(scanned
+            .into_iter()
+            .filter_map(|one| one.delivery.ok())
+            .collect())
+    }
+
+    /// Every message after `after` under a subject filter, also what is no room's.
+    ///
+    /// # Errors
+    /// When the stream does not answer whole, or an answer has no sequence.
+    pub async fn scan(
+        &self,
+        stream: &str,
+        filter: &str,
+        after: Seq,
+        max_messages: u32,
+    ) -> Result<Vec<Scanned>, ReplayError> {
         let query = json!({
             "seq": after.read_from(),
             "next_by_subj": filter,
-            "batch": max_messages.min(BATCH_MAX_MESSAGES),
+            "batch": max_messages.min(SCAN_MAX_MESSAGES),
             "max_bytes": BATCH_MAX_BYTES,
         });
-        Ok(self.batch(stream, &query).await?.0)
+        let (replies, _) = self.replies(stream, &query).await?;
+        let malformed = || ReplayError::Malformed(stream.to_owned());
+        let scanned = replies.into_iter().map(|reply| {
+            let headers = reply.headers.unwrap_or_default();
+            let seq = number(&headers, header::SEQUENCE)
+                .map(Seq::new)
+                .ok_or_else(malformed)?;
+            let subject = last(&headers, header::SUBJECT)
+                .ok_or_else(malformed)?
+                .to_owned();
+            let delivery = Delivery::from_headers(&headers, reply.payload.clone());
+            Ok(Scanned {
+                seq,
+                subject,
+                headers,
+                payload: reply.payload,
+                delivery,
+            })
+        });
+        scanned.collect()
     }
 
-    /// One batch, which counts only with its end mark. Returns what follows it, too.
+    /// One batch, and how many messages follow it.
     async fn batch(
         &self,
         stream: &str,
         query: &serde_json::Value,
     ) -> Result<(Vec<Delivery>, u64), ReplayError> {
+        let (replies, pending) = self.replies(stream, query).await?;
+        let deliveries = replies.iter().map(|reply| self.delivery(stream, reply));
+        Ok((deliveries.collect::<Result<_, _>>()?, pending))
+    }
+
+    /// The replies of a batch, which count only with its end mark.
+    async fn replies(
+        &self,
+        stream: &str,
+        query: &serde_json::Value,
+    ) -> Result<(Vec<async_nats::Message>, u64), ReplayError> {
         let timed_out = || ReplayError::TimedOut(stream.to_owned());
         let inbox = self.client.new_inbox();
         let mut replies = self
@@ -402,22 +467,22 @@ impl Replay {
             .publish_with_reply(subject, inbox, query.to_string().into())
             .await
             .map_err(|_| timed_out())?;
-        let mut deliveries = Vec::new();
+        let mut messages = Vec::new();
         loop {
             let reply = tokio::time::timeout(REPLY_WITHIN, replies.next())
                 .await
                 .map_err(|_| timed_out())?
                 .ok_or_else(timed_out)?;
             match status(&reply) {
-                None => deliveries.push(self.delivery(stream, &reply)?),
+                None => messages.push(reply),
                 Some(204) => {
                     let headers = reply.headers.as_ref();
                     let pending = headers
                         .and_then(|h| number(h, header::NUM_PENDING))
                         .unwrap_or(0);
-                    return Ok((deliveries, pending));
+                    return Ok((messages, pending));
                 }
-                Some(404) => return Ok((deliveries, 0)),
+                Some(404) => return Ok((messages, 0)),
                 Some(503) => return Err(ReplayError::NoStream(stream.to_owned())),
                 Some(_) => return Err(refused(stream, &reply)),
             }

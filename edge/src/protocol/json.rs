@@ -203,29 +203,47 @@ impl RawCommand<'_> {
                 has_tags_filter: subscribe.tf.is_some(),
             })
         } else if let Some(unsubscribe) = self.unsubscribe {
-            CommandKind::Unsubscribe { channel: unsubscribe.channel.into_owned() }
+            CommandKind::Unsubscribe {
+                channel: unsubscribe.channel.into_owned(),
+            }
         } else if let Some(publish) = self.publish {
             let data = bytes(publish.data);
-            CommandKind::Publish { channel: publish.channel.into_owned(), data }
+            CommandKind::Publish {
+                channel: publish.channel.into_owned(),
+                data,
+            }
         } else if let Some(presence) = self.presence {
-            CommandKind::Presence { channel: presence.channel.into_owned() }
+            CommandKind::Presence {
+                channel: presence.channel.into_owned(),
+            }
         } else if let Some(stats) = self.presence_stats {
-            CommandKind::PresenceStats { channel: stats.channel.into_owned() }
+            CommandKind::PresenceStats {
+                channel: stats.channel.into_owned(),
+            }
         } else if let Some(history) = self.history {
             CommandKind::History(History {
                 channel: history.channel.into_owned(),
                 limit: history.limit,
-                since: history.since.map(|since| (since.offset, since.epoch.into_owned())),
+                since: history
+                    .since
+                    .map(|since| (since.offset, since.epoch.into_owned())),
                 reverse: history.reverse,
             })
         } else if self.ping.is_some() {
             CommandKind::Ping
         } else if let Some(send) = self.send {
-            CommandKind::Send { data: bytes(send.data) }
+            CommandKind::Send {
+                data: bytes(send.data),
+            }
         } else if let Some(rpc) = self.rpc {
-            CommandKind::Rpc { method: rpc.method.into_owned(), data: bytes(rpc.data) }
+            CommandKind::Rpc {
+                method: rpc.method.into_owned(),
+                data: bytes(rpc.data),
+            }
         } else if let Some(refresh) = self.refresh {
-            CommandKind::Refresh { token: refresh.token.into_owned() }
+            CommandKind::Refresh {
+                token: refresh.token.into_owned(),
+            }
         } else if let Some(refresh) = self.sub_refresh {
             CommandKind::SubRefresh {
                 channel: refresh.channel.into_owned(),
@@ -315,7 +333,10 @@ pub fn publication_push(channel: &str, message: &Message) -> Option<(Bytes, Byte
         return None;
     }
     let mut frame = Frame::new(message.data.len() + channel.len() + 256);
-    frame.raw("{\"push\":{\"channel\":").string(channel).raw(",\"pub\":");
+    frame
+        .raw("{\"push\":{\"channel\":")
+        .string(channel)
+        .raw(",\"pub\":");
     let start = frame.0.len();
     write_publication(&mut frame.0, message);
     let end = frame.0.len();
@@ -366,9 +387,19 @@ pub fn error(id: u32, code: ErrorCode) -> Bytes {
 #[must_use]
 pub fn error_text(id: u32, code: ErrorCode, text: &str) -> Bytes {
     let mut frame = Frame::new(96 + text.len());
-    frame.raw("{\"id\":").number(u64::from(id)).raw(",\"error\":{\"code\":");
-    frame.number(u64::from(code.code)).raw(",\"message\":").string(text);
-    frame.raw(if code.temporary { ",\"temporary\":true}}" } else { "}}" });
+    frame
+        .raw("{\"id\":")
+        .number(u64::from(id))
+        .raw(",\"error\":{\"code\":");
+    frame
+        .number(u64::from(code.code))
+        .raw(",\"message\":")
+        .string(text);
+    frame.raw(if code.temporary {
+        ",\"temporary\":true}}"
+    } else {
+        "}}"
+    });
     frame.finish()
 }
 
@@ -376,7 +407,12 @@ pub fn error_text(id: u32, code: ErrorCode, text: &str) -> Bytes {
 #[must_use]
 pub fn empty(id: u32, method: &str) -> Bytes {
     let mut frame = Frame::new(48);
-    frame.raw("{\"id\":").number(u64::from(id)).raw(",\"").raw(method).raw("\":{}}");
+    frame
+        .raw("{\"id\":")
+        .number(u64::from(id))
+        .raw(",\"")
+        .raw(method)
+        .raw("\":{}}");
     frame.finish()
 }
 
@@ -384,13 +420,24 @@ pub fn empty(id: u32, method: &str) -> Bytes {
 #[must_use]
 pub fn connect(id: u32, result: &ConnectResult) -> Bytes {
     let mut frame = Frame::new(192);
-    frame.raw("{\"id\":").number(u64::from(id)).raw(",\"connect\":{\"client\":");
-    frame.string(&result.client).raw(",\"version\":").string(&result.version);
+    frame
+        .raw("{\"id\":")
+        .number(u64::from(id))
+        .raw(",\"connect\":{\"client\":");
+    frame
+        .string(&result.client)
+        .raw(",\"version\":")
+        .string(&result.version);
     if let Some(ttl) = result.ttl_s {
-        frame.raw(",\"expires\":true,\"ttl\":").number(u64::from(ttl));
+        frame
+            .raw(",\"expires\":true,\"ttl\":")
+            .number(u64::from(ttl));
     }
     if result.ping_s > 0 {
-        frame.raw(",\"ping\":").number(u64::from(result.ping_s)).raw(",\"pong\":true");
+        frame
+            .raw(",\"ping\":")
+            .number(u64::from(result.ping_s))
+            .raw(",\"pong\":true");
     }
     frame.raw("}}");
     frame.finish()
@@ -400,10 +447,15 @@ pub fn connect(id: u32, result: &ConnectResult) -> Bytes {
 #[must_use]
 pub fn refresh(id: u32, client: &str, version: &str, ttl_s: Option<u32>) -> Bytes {
     let mut frame = Frame::new(160);
-    frame.raw("{\"id\":").number(u64::from(id)).raw(",\"refresh\":{\"client\":");
+    frame
+        .raw("{\"id\":")
+        .number(u64::from(id))
+        .raw(",\"refresh\":{\"client\":");
     frame.string(client).raw(",\"version\":").string(version);
     if let Some(ttl) = ttl_s {
-        frame.raw(",\"expires\":true,\"ttl\":").number(u64::from(ttl));
+        frame
+            .raw(",\"expires\":true,\"ttl\":")
+            .number(u64::from(ttl));
     }
     frame.raw("}}");
     frame.finish()
@@ -414,9 +466,12 @@ pub fn refresh(id: u32, client: &str, version: &str, ttl_s: Option<u32>) -> Byte
 pub fn subscribe(id: u32, result: &SubscribeResult) -> Bytes {
     let bytes: usize = result.publications.iter().map(|one| one.len() + 1).sum();
     let mut frame = Frame::new(192 + bytes);
-    frame.raw("{\"id\":").number(u64::from(id)).raw(",\"subscribe\":{");
+    frame
+        .raw("{\"id\":")
+        .number(u64::from(id))
+        .raw(",\"subscribe\":{");
     let start = frame.0.len();
-    let mut field = |frame: &mut Frame, text: &str| {
+    let field = |frame: &mut Frame, text: &str| {
         if frame.0.len() > start {
             frame.raw(",");
         }
@@ -455,9 +510,16 @@ pub fn subscribe(id: u32, result: &SubscribeResult) -> Bytes {
 pub fn history(id: u32, publications: &[Bytes], epoch: &Epoch, offset: Seq) -> Bytes {
     let bytes: usize = publications.iter().map(|one| one.len() + 1).sum();
     let mut frame = Frame::new(128 + bytes);
-    frame.raw("{\"id\":").number(u64::from(id)).raw(",\"history\":{\"publications\":");
+    frame
+        .raw("{\"id\":")
+        .number(u64::from(id))
+        .raw(",\"history\":{\"publications\":");
     write_list(&mut frame, publications);
-    frame.raw(",\"epoch\":").string(epoch.as_str()).raw(",\"offset\":").number(offset.get());
+    frame
+        .raw(",\"epoch\":")
+        .string(epoch.as_str())
+        .raw(",\"offset\":")
+        .number(offset.get());
     frame.raw("}}");
     frame.finish()
 }
@@ -477,7 +539,10 @@ fn write_list(frame: &mut Frame, publications: &[Bytes]) {
 #[must_use]
 pub fn rpc(id: u32, data: &[u8]) -> Bytes {
     let mut frame = Frame::new(48 + data.len());
-    frame.raw("{\"id\":").number(u64::from(id)).raw(",\"rpc\":{");
+    frame
+        .raw("{\"id\":")
+        .number(u64::from(id))
+        .raw(",\"rpc\":{");
     if !data.is_empty() {
         frame.raw("\"data\":").json(data);
     }
@@ -489,8 +554,15 @@ pub fn rpc(id: u32, data: &[u8]) -> Bytes {
 #[must_use]
 pub fn unsubscribe_push(channel: &str, code: UnsubscribeCode) -> Bytes {
     let mut frame = Frame::new(96 + channel.len());
-    frame.raw("{\"push\":{\"channel\":").string(channel).raw(",\"unsubscribe\":{\"code\":");
-    frame.number(u64::from(code.code)).raw(",\"reason\":").string(code.reason).raw("}}}");
+    frame
+        .raw("{\"push\":{\"channel\":")
+        .string(channel)
+        .raw(",\"unsubscribe\":{\"code\":");
+    frame
+        .number(u64::from(code.code))
+        .raw(",\"reason\":")
+        .string(code.reason)
+        .raw("}}}");
     frame.finish()
 }
 
@@ -519,21 +591,48 @@ mod tests {
         let commands = decode_text(frame).unwrap();
         assert_eq!(commands.len(), 3);
         assert!(matches!(&commands[0].kind, CommandKind::Connect(c) if c.token == "t"));
-        assert!(matches!(&commands[1].kind, CommandKind::Publish { channel, data }
-            if channel == "aé" && data.as_ref() == b"{\"x\" : 1}"));
-        assert_eq!(commands[2], Command { id: 0, kind: CommandKind::Empty });
+        assert!(
+            matches!(&commands[1].kind, CommandKind::Publish { channel, data }
+            if channel == "aé" && data.as_ref() == b"{\"x\" : 1}")
+        );
+        assert_eq!(
+            commands[2],
+            Command {
+                id: 0,
+                kind: CommandKind::Empty
+            }
+        );
     }
 
     #[test]
     fn what_is_no_command() {
         for bad in [
-            "", "\n", "x", "[]", "1", "null", "{\"id\":-1}", "{\"id\":4294967296}", "{\"id\":\"1\"}",
-            "{\"id\":1,\"publish\":[1]}", "{\"id\":1,\"subscribe\":{\"offset\":-1}}", "{\"id\":1}\n\n{\"id\":2}",
-            "{\"id\":1,\"id\":2}", "{\"id\":1", "{}\n{}\n{}\n{}\n{}", "{\"id\":1,\"publish\":{\"data\":}}",
+            "",
+            "\n",
+            "x",
+            "[]",
+            "1",
+            "null",
+            "{\"id\":-1}",
+            "{\"id\":4294967296}",
+            "{\"id\":\"1\"}",
+            "{\"id\":1,\"publish\":[1]}",
+            "{\"id\":1,\"subscribe\":{\"offset\":-1}}",
+            "{\"id\":1}\n\n{\"id\":2}",
+            "{\"id\":1,\"id\":2}",
+            "{\"id\":1",
+            "{}\n{}\n{}\n{}\n{}",
+            "{\"id\":1,\"publish\":{\"data\":}}",
         ] {
             assert!(decode_text(bad).is_err(), "{bad:?}");
         }
-        assert!(decode(&Bytes::from_static(b"{\"id\":1,\"rpc\":{\"method\":\"\xff\"}}"), 4).is_err());
+        assert!(
+            decode(
+                &Bytes::from_static(b"{\"id\":1,\"rpc\":{\"method\":\"\xff\"}}"),
+                4
+            )
+            .is_err()
+        );
     }
 
     #[test]
@@ -542,15 +641,26 @@ mod tests {
             seq: Seq::new(7),
             time_ms: 5,
             id: "i".into(),
-            author: Some(Author { user: "u\"".into(), client: "c".into(), info: None, door: Door::Socket }),
+            author: Some(Author {
+                user: "u\"".into(),
+                client: "c".into(),
+                info: None,
+                door: Door::Socket,
+            }),
             tags: std::collections::BTreeMap::new(),
             data: Bytes::from_static(b"{\"a\":\r\n1}"),
         };
         let (frame, publication) = publication_push("ch", &message).unwrap();
         let expected = "{\"data\":{\"a\":1},\"info\":{\"user\":\"u\\\"\",\"client\":\"c\"},\"offset\":7,\"time\":5}";
         assert_eq!(publication, expected.as_bytes());
-        assert_eq!(text(&frame), format!("{{\"push\":{{\"channel\":\"ch\",\"pub\":{expected}}}}}"));
-        let binary = Message { data: Bytes::from_static(b"\x00"), ..message };
+        assert_eq!(
+            text(&frame),
+            format!("{{\"push\":{{\"channel\":\"ch\",\"pub\":{expected}}}}}")
+        );
+        let binary = Message {
+            data: Bytes::from_static(b"\x00"),
+            ..message
+        };
         assert!(publication_push("ch", &binary).is_none());
     }
 
@@ -575,7 +685,10 @@ mod tests {
             "{\"id\":2,\"subscribe\":{\"recoverable\":true,\"positioned\":true,\"epoch\":\"e\",\"offset\":9,\
              \"publications\":[{\"data\":1}],\"recovered\":true,\"was_recovering\":true}}"
         );
-        assert_eq!(text(&subscribe(2, &SubscribeResult::default())), "{\"id\":2,\"subscribe\":{}}");
+        assert_eq!(
+            text(&subscribe(2, &SubscribeResult::default())),
+            "{\"id\":2,\"subscribe\":{}}"
+        );
         let epoch = Epoch::new("e").unwrap();
         assert_eq!(
             text(&history(2, &[], &epoch, Seq::ZERO)),

@@ -1,0 +1,620 @@
+//! Knows: how one socket is driven: bytes in, the session's effects, bytes out, timers. Never: what
+//! a command means.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_nats::client::RequestErrorKind;
+use async_nats::header::HeaderValue;
+use async_nats::{Client, HeaderMap};
+use bytes::Bytes;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use weir_authz::{Permit, Verifier};
+use weir_history::Reader;
+use weir_nats::publish::{Outcome, Outgoing, Publisher, Refusal};
+use weir_nats::{Author, Door, Placements, RoomName, Seq};
+
+use crate::hub::{Hub, JoinError, Joined};
+use crate::link::{Link, Signal};
+use crate::metrics::Metrics;
+use crate::outbox::Outbox;
+use crate::protocol::code::{DisconnectCode, ErrorCode};
+use crate::protocol::{Command, History, json};
+use crate::room_task::encode;
+use crate::session::{Effect, Join, Now, Session};
+use crate::settings::EdgeSettings;
+use crate::websocket::{self, Decoder, Event, Opcode};
+
+/// Bytes read at once, into a buffer on the stack that no idle connection keeps.
+const READ_MAX_BYTES: usize = 8 << 10;
+/// For a Close frame to leave.
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
+
+/// What every connection of an edge shares.
+pub struct Edge {
+    /// Settings.
+    pub settings: Arc<EdgeSettings>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Rooms.
+    pub hub: Hub,
+    /// Into the logs.
+    pub publisher: Publisher,
+    /// Out of them.
+    pub reader: Reader,
+    /// Where rooms are kept.
+    pub placements: Placements,
+    /// For connection and subscription tokens; `None` without a key.
+    pub verifier: Option<Arc<Verifier>>,
+    /// For rpc and for what is not stored.
+    pub nats: Client,
+    /// The node's tasks.
+    pub tasks: TaskTracker,
+    /// Set when the edge accepts no more and lets its connections go.
+    pub draining: CancellationToken,
+}
+
+type Joining = Pin<Box<dyn Future<Output = (Join, Result<Joined, JoinError>)> + Send>>;
+
+struct Connection {
+    edge: Arc<Edge>,
+    link: Arc<Link>,
+    session: Session,
+    decoder: Decoder,
+    /// Commands that came in a frame and are not carried out yet.
+    commands: VecDeque<Command>,
+    /// A join that is on its way; commands behind it wait.
+    joining: Option<Joining>,
+    /// History and rpc commands on their way.
+    slow_commands: Arc<AtomicUsize>,
+}
+
+/// Why a connection is over.
+enum End {
+    /// The peer is gone.
+    Gone,
+    /// The edge closes it.
+    Close(DisconnectCode),
+    /// The peer broke WebSocket, or closed properly.
+    Protocol(u16),
+}
+
+/// Drives one upgraded socket to its end. `first` is what was read beyond the handshake.
+pub async fn run(edge: Arc<Edge>, socket: TcpStream, first: Bytes) {
+    let metrics = Arc::clone(&edge.metrics);
+    metrics.connections_accepted.add_one();
+    metrics.connections.add(1);
+    let link = Arc::new(Link::new(Outbox::new(socket, edge.settings.outbox())));
+    let session = Session::new(
+        Arc::clone(&edge.settings),
+        edge.verifier.clone(),
+        random_uuid(),
+        Instant::now(),
+    );
+    let decoder = Decoder::new(edge.settings.client.message_size_limit_bytes);
+    let mut connection = Connection {
+        edge,
+        link: Arc::clone(&link),
+        session,
+        decoder,
+        commands: VecDeque::new(),
+        joining: None,
+        slow_commands: Arc::default(),
+    };
+    connection.decoder.feed(&first);
+    let end = connection.drive().await;
+    // Memberships are dropped before the close lingers: rooms must not wait for it.
+    let client = connection.session.client().to_owned();
+    drop(connection);
+    finish(&link, &metrics, &client, end).await;
+    metrics.connections.add(-1);
+}
+
+async fn finish(link: &Link, metrics: &Metrics, client: &str, end: End) {
+    let frame = match end {
+        End::Gone => {
+            tracing::debug!(client, "connection gone");
+            return link.outbox.end(None);
+        }
+        End::Protocol(code) => {
+            tracing::debug!(client, code, "connection closed");
+            websocket::close_frame(code, "")
+        }
+        End::Close(code) => {
+            if code.reconnects() {
+                metrics.closed_reconnect.add_one();
+            } else {
+                metrics.closed_terminal.add_one();
+            }
+            if code == DisconnectCode::NO_PONG {
+                metrics.closed_no_pong.add_one();
+            }
+            if code == DisconnectCode::SLOW {
+                metrics.closed_slow.add_one();
+            }
+            tracing::info!(
+                client,
+                code = code.code,
+                reason = code.reason,
+                "connection closed"
+            );
+            websocket::close_frame(code.code, code.reason)
+        }
+    };
+    if link.outbox.queued_bytes() < 4_096 {
+        link.reply(&frame);
+        link.outbox.linger(Instant::now() + CLOSE_WITHIN).await;
+        wait_for_peer(link).await;
+    }
+    link.outbox.end(Some(&frame));
+}
+
+/// Gives the peer a moment to answer the Close frame, so that no reset overtakes it.
+async fn wait_for_peer(link: &Link) {
+    let drained = async {
+        let mut sink = [0; 512];
+        while link.outbox.socket().readable().await.is_ok() {
+            match link.outbox.socket().try_read(&mut sink) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    };
+    if tokio::time::timeout(CLOSE_WITHIN, drained).await.is_err() {
+        tracing::trace!("peer did not answer the close");
+    }
+}
+
+impl Connection {
+    async fn drive(&mut self) -> End {
+        let draining = self.edge.draining.clone();
+        loop {
+            if let Err(end) = self.turn() {
+                return end;
+            }
+            let link = Arc::clone(&self.link);
+            let can_read = self.joining.is_none() && self.commands.is_empty();
+            let deadline = self.session.deadline();
+            tokio::select! {
+                biased;
+                joined = join_of(&mut self.joining), if self.joining.is_some() => {
+                    self.joining = None;
+                    let (join, result) = joined;
+                    if let Err(end) = self.joined(&join, result) {
+                        return end;
+                    }
+                }
+                () = link.outbox.woken() => {
+                    if link.outbox.is_gone() {
+                        return End::Gone;
+                    }
+                }
+                ready = link.outbox.socket().writable(), if link.outbox.has_waiting() => {
+                    if ready.is_err() || link.outbox.flush().is_err() {
+                        return End::Gone;
+                    }
+                }
+                ready = link.outbox.socket().readable(), if can_read => {
+                    if ready.is_err() {
+                        return End::Gone;
+                    }
+                    if let Err(end) = self.read() {
+                        return end;
+                    }
+                }
+                () = tokio::time::sleep_until(deadline) => {
+                    let effect = self.session.timer(Instant::now());
+                    if let Err(end) = self.perform(effect) {
+                        return end;
+                    }
+                }
+                () = draining.cancelled() => return End::Close(DisconnectCode::SHUTDOWN),
+            }
+        }
+    }
+
+    /// What can be done without waiting: signals, frames that are here, commands in order.
+    fn turn(&mut self) -> Result<(), End> {
+        while let Some(signal) = self.link.take_signal() {
+            match signal {
+                Signal::Close(code) => return Err(End::Close(code)),
+                Signal::Unsubscribed { room, code } => {
+                    if let Some(frame) = self.session.unsubscribed(&room, code) {
+                        self.link.reply(&frame);
+                    }
+                }
+            }
+        }
+        while self.joining.is_none() {
+            if let Some(command) = self.commands.pop_front() {
+                self.edge.metrics.commands.add_one();
+                let effect = self.session.command(command, now());
+                self.perform(effect)?;
+                continue;
+            }
+            // The memory of a burst is not kept.
+            self.commands = VecDeque::new();
+            if !self.decode()? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<(), End> {
+        let mut buffer = [0; READ_MAX_BYTES];
+        match self.link.outbox.socket().try_read(&mut buffer) {
+            Ok(0) => Err(End::Gone),
+            Ok(read) => {
+                self.decoder.feed(&buffer[..read]);
+                Ok(())
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
+            Err(_) => Err(End::Gone),
+        }
+    }
+
+    /// Takes the next whole WebSocket message. False when more bytes are needed.
+    fn decode(&mut self) -> Result<bool, End> {
+        let event = self
+            .decoder
+            .next_event()
+            .map_err(|error| End::Protocol(error.close_code()))?;
+        match event {
+            None => return Ok(false),
+            Some(Event::Text(text)) => {
+                let max = self.edge.settings.bounds.commands_per_frame_max;
+                match json::decode(&text, max) {
+                    Ok(commands) => self.commands = commands.into(),
+                    Err(error) => {
+                        tracing::debug!(%error, "frame refused");
+                        return Err(End::Close(DisconnectCode::BAD_REQUEST));
+                    }
+                }
+            }
+            Some(Event::Binary(_)) => return Err(End::Close(DisconnectCode::BAD_REQUEST)),
+            Some(Event::Ping(payload)) => {
+                self.link
+                    .reply(&websocket::encode_frame(Opcode::Pong, &payload));
+            }
+            Some(Event::Pong) => {}
+            Some(Event::Close(code)) => return Err(End::Protocol(code.unwrap_or(1000))),
+        }
+        Ok(true)
+    }
+
+    fn perform(&mut self, effect: Effect) -> Result<(), End> {
+        match effect {
+            Effect::None => {}
+            Effect::Reply(frame) => self.reply(&frame),
+            Effect::Join(join) => self.join(join),
+            Effect::Leave(membership, frame) => {
+                drop(membership);
+                self.reply(&frame);
+            }
+            Effect::Publish {
+                id,
+                permit,
+                log: Some(log),
+                data,
+            } => {
+                self.publish(id, &permit, log, data);
+            }
+            Effect::Publish {
+                id,
+                permit,
+                log: None,
+                data,
+            } => {
+                self.publish_unstored(id, &permit, data);
+            }
+            Effect::History {
+                id,
+                permit,
+                request,
+            } => self.history(id, permit, request),
+            Effect::Rpc { id, method, data } => self.rpc(id, &method, data),
+            Effect::Close(code) => return Err(End::Close(code)),
+        }
+        Ok(())
+    }
+
+    fn reply(&self, frame: &Bytes) {
+        // Every error reply has this shape, whoever made it.
+        if frame.windows(9).take(40).any(|part| part == b"\"error\":{") {
+            self.edge.metrics.error_replies.add_one();
+        }
+        self.link.reply(frame);
+    }
+
+    fn join(&mut self, join: Join) {
+        let (edge, link) = (Arc::clone(&self.edge), Arc::clone(&self.link));
+        self.joining = Some(Box::pin(async move {
+            let result = match edge.settings.namespace(join.permit.room()) {
+                Some(namespace) => {
+                    edge.hub
+                        .join(&join.permit, namespace, &link, join.since.clone())
+                        .await
+                }
+                None => Err(JoinError::Unavailable),
+            };
+            (join, result)
+        }));
+    }
+
+    fn joined(&mut self, join: &Join, result: Result<Joined, JoinError>) -> Result<(), End> {
+        let (effect, cursor) = self.session.joined(join, result);
+        self.perform(effect)?;
+        if let Some(cursor) = cursor {
+            self.session.release(join.permit.room(), cursor);
+        }
+        Ok(())
+    }
+
+    fn author(&self) -> Author {
+        let (user, info) = self.session.user().unwrap_or_default();
+        Author {
+            user: user.to_owned(),
+            client: self.session.client().to_owned(),
+            info: info.map(|info| Bytes::copy_from_slice(info.as_bytes())),
+            door: Door::Socket,
+        }
+    }
+
+    fn publish(&self, id: u32, permit: &Permit, log: String, data: Bytes) {
+        let (link, metrics) = (Arc::clone(&self.link), Arc::clone(&self.edge.metrics));
+        self.edge.publisher.submit(Outgoing {
+            room: permit.room().clone(),
+            log,
+            author: self.author(),
+            tags: BTreeMap::new(),
+            data,
+            key: None,
+            done: Box::new(move |outcome| link.reply(&publish_reply(id, &outcome, &metrics))),
+        });
+    }
+
+    /// Straight to `eph.`: nothing acknowledges it, and a reader that is away misses it.
+    fn publish_unstored(&self, id: u32, permit: &Permit, data: Bytes) {
+        let (link, nats) = (Arc::clone(&self.link), self.edge.nats.clone());
+        let room = permit.room().clone();
+        let mut headers =
+            weir_nats::message::stamp(&room, &self.author(), &BTreeMap::new(), &random_uuid());
+        headers.insert("Nats-Msg-Id", HeaderValue::from(0_u64));
+        self.edge.tasks.spawn(async move {
+            let sent = nats
+                .publish_with_headers(room.ephemeral_subject(), headers, data)
+                .await;
+            let frame = match sent {
+                Ok(()) => json::empty(id, "publish"),
+                Err(_) => json::error(id, ErrorCode::INTERNAL),
+            };
+            link.reply(&frame);
+        });
+    }
+
+    /// Runs a command that waits for something, beside the others, within the bound.
+    fn spawn_slow(&self, id: u32, work: impl Future<Output = Bytes> + Send + 'static) {
+        let (link, running) = (Arc::clone(&self.link), Arc::clone(&self.slow_commands));
+        if running.fetch_add(1, Ordering::AcqRel) >= self.edge.settings.bounds.slow_commands_max {
+            running.fetch_sub(1, Ordering::AcqRel);
+            return self.reply(&json::error(id, ErrorCode::TOO_MANY_REQUESTS));
+        }
+        self.edge.tasks.spawn(async move {
+            let frame = work.await;
+            running.fetch_sub(1, Ordering::AcqRel);
+            link.reply(&frame);
+        });
+    }
+
+    fn history(&self, id: u32, permit: Permit, request: History) {
+        let edge = Arc::clone(&self.edge);
+        self.spawn_slow(id, async move {
+            match read_history(&edge, permit.room(), &request).await {
+                Ok((publications, _, _)) if publications.iter().any(Bytes::is_empty) => {
+                    // A JSON client must not be shown what is not JSON, and may not miss it either.
+                    json::error(id, ErrorCode::NOT_AVAILABLE)
+                }
+                Ok((publications, epoch, offset)) => {
+                    json::history(id, &publications, &epoch, offset)
+                }
+                Err(error) => {
+                    tracing::warn!(room = %permit.room(), %error, "history failed");
+                    json::error(id, ErrorCode::INTERNAL)
+                }
+            }
+        });
+    }
+
+    fn rpc(&self, id: u32, method: &str, data: Bytes) {
+        let author = self.author();
+        let subject = format!("rpc.{method}");
+        let (nats, timeout) = (self.edge.nats.clone(), self.edge.settings.rpc_timeout);
+        self.spawn_slow(id, async move {
+            let mut headers = HeaderMap::new();
+            headers.insert("Weir-Client", author.client.as_str());
+            // Escaped as in subjects, so that no name can break a header.
+            headers.insert(
+                "Weir-User",
+                weir_nats::subject::escape(&author.user).as_str(),
+            );
+            if let Some(info) = author
+                .info
+                .as_deref()
+                .and_then(|i| std::str::from_utf8(i).ok())
+                && let Ok(info) = info.parse::<HeaderValue>()
+            {
+                headers.insert("Weir-Info", info);
+            }
+            let request = async_nats::Request::new()
+                .payload(data)
+                .headers(headers)
+                .timeout(Some(timeout));
+            rpc_reply(id, nats.send_request(subject, request).await)
+        });
+    }
+}
+
+/// Awaits the join that is there.
+async fn join_of(joining: &mut Option<Joining>) -> (Join, Result<Joined, JoinError>) {
+    match joining {
+        Some(joining) => joining.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn read_history(
+    edge: &Edge,
+    room: &RoomName,
+    request: &History,
+) -> Result<(Vec<Bytes>, weir_nats::Epoch, Seq), String> {
+    let namespace = edge.settings.namespace(room).ok_or("no such namespace")?;
+    let place = edge
+        .placements
+        .place(&namespace.log, room)
+        .ok_or("log not placed")?;
+    let text = |error: weir_history::ReadError| error.to_string();
+    // The position is read first: what comes after it is the next page's.
+    let (epoch, offset) = match edge.hub.position(room).await {
+        Some(position) => position,
+        None => {
+            let head = edge.reader.head(&place).await.map_err(text)?;
+            (head.epoch, head.offset)
+        }
+    };
+    let max = edge.settings.client.history_max_publication_limit;
+    let limit = u32::try_from(request.limit).unwrap_or(max).min(max);
+    if limit == 0 {
+        return Ok((Vec::new(), epoch, offset));
+    }
+    let since = request
+        .since
+        .as_ref()
+        .map(|(offset, _)| Seq::new((*offset).min(Seq::MAX.get())));
+    let page = edge
+        .reader
+        .history(
+            &place,
+            room,
+            since,
+            request.reverse,
+            &namespace.window,
+            limit,
+            edge.settings.bounds.reply_max_bytes,
+        )
+        .await
+        .map_err(text)?;
+    let publications = page
+        .messages
+        .iter()
+        .map(|message| encode(room, message).publication)
+        .collect();
+    let seen = page
+        .messages
+        .iter()
+        .map(|message| message.seq)
+        .max()
+        .unwrap_or_default();
+    Ok((publications, epoch, offset.max(seen)))
+}
+
+fn publish_reply(id: u32, outcome: &Outcome, metrics: &Metrics) -> Bytes {
+    match outcome {
+        Outcome::Stored { .. } => {
+            metrics.publishes_stored.add_one();
+            json::empty(id, "publish")
+        }
+        Outcome::Unknown => {
+            metrics.publishes_unknown.add_one();
+            json::error_text(id, ErrorCode::INTERNAL, "publish outcome unknown")
+        }
+        Outcome::Refused(refusal) => {
+            metrics.publishes_refused.add_one();
+            let code = match refusal {
+                Refusal::Busy => ErrorCode::TOO_MANY_REQUESTS,
+                Refusal::TooLarge | Refusal::Conflict => ErrorCode::BAD_REQUEST,
+                Refusal::NotSent(why) => {
+                    tracing::debug!(why, "publish refused");
+                    ErrorCode::INTERNAL
+                }
+            };
+            json::error(id, code)
+        }
+    }
+}
+
+/// A service answers with JSON, or with the headers of a NATS micro service error (ADR-32).
+fn rpc_reply(
+    id: u32,
+    reply: Result<async_nats::Message, async_nats::client::RequestError>,
+) -> Bytes {
+    let reply = match reply {
+        Ok(reply) => reply,
+        Err(error) => {
+            let code = match error.kind() {
+                RequestErrorKind::NoResponders => ErrorCode::NOT_AVAILABLE,
+                _ => ErrorCode::INTERNAL,
+            };
+            return json::error(id, code);
+        }
+    };
+    if let Some(headers) = &reply.headers
+        && let Some(code) = weir_nats::message::last(headers, "Nats-Service-Error-Code")
+    {
+        let text = weir_nats::message::last(headers, "Nats-Service-Error").unwrap_or("error");
+        // Applications have 400 to 1999 for their own; anything else is an internal error.
+        return match code.parse::<u32>() {
+            Ok(code @ 400..=1_999) => {
+                let code = ErrorCode {
+                    code,
+                    message: "",
+                    temporary: false,
+                };
+                json::error_text(id, code, text)
+            }
+            _ => json::error_text(id, ErrorCode::INTERNAL, text),
+        };
+    }
+    if !reply.payload.is_empty() && !json::is_json(&reply.payload) {
+        tracing::warn!("an rpc service answered with what is not JSON");
+        return json::error(id, ErrorCode::INTERNAL);
+    }
+    json::rpc(id, &reply.payload)
+}
+
+fn now() -> Now {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let unix_s = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+    Now {
+        instant: Instant::now(),
+        unix_s,
+    }
+}
+
+/// A random (version 4) UUID.
+fn random_uuid() -> String {
+    let mut bytes = [0_u8; 16];
+    getrandom::fill(&mut bytes).expect("the system's random source works");
+    bytes[6] = (bytes[6] & 0x0f) | 0x40;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
+    let hex = data_encoding::HEXLOWER.encode(&bytes);
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
+}

@@ -1,0 +1,202 @@
+//! Knows: what an archive can do, whichever it is. Never: SQL, NATS.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use weir_nats::guard::Known;
+use weir_nats::placement::Generation;
+use weir_nats::{Message, RoomName, Seq};
+
+use crate::held::Held;
+use crate::sqlite::Sqlite;
+
+/// What the archive holds of each stream.
+pub type HeldByStream = HashMap<String, Held>;
+
+/// The archive did not do it. Nothing of what was asked happened.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("archive: {reason}")]
+pub struct ArchiveError {
+    /// What went wrong and, where known, what to do.
+    pub reason: String,
+    /// It may work later: locked, full, gone for a moment.
+    pub temporary: bool,
+}
+
+/// Rows of one stream that become durable together with what they prove.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The log.
+    pub log: String,
+    /// The slot.
+    pub slot: u16,
+    /// The stream, its epoch and where it begins.
+    pub generation: Generation,
+    /// Messages and their rooms, by offset.
+    pub rows: Vec<(RoomName, Message)>,
+    /// What could not become a row.
+    pub refused: Vec<Quarantined>,
+    /// Ranges that are held whole once this is durable.
+    pub held: Held,
+}
+
+/// A message that is no room's.
+#[derive(Clone, Debug)]
+pub struct Quarantined {
+    /// Its sequence.
+    pub seq: Seq,
+    /// Its subject.
+    pub subject: String,
+    /// Its headers, one `Name: value` a line.
+    pub headers: String,
+    /// Its payload.
+    pub data: bytes::Bytes,
+    /// Why it is here.
+    pub reason: String,
+}
+
+/// What an append came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Appended {
+    /// Rows that were not there before.
+    pub rows: u64,
+    /// Offsets at which another message was archived before: the log went back in time.
+    pub conflicts: Vec<Seq>,
+}
+
+/// Which rows to read.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PageQuery {
+    /// The log.
+    pub log: String,
+    /// The room.
+    pub room: RoomName,
+    /// Exclusive lower end.
+    pub after: Seq,
+    /// Inclusive upper end.
+    pub up_to: Seq,
+    /// Newest first.
+    pub reverse: bool,
+    /// Messages at most.
+    pub max_messages: u32,
+    /// Bytes of payloads at most; one message is always returned.
+    pub max_bytes: u32,
+}
+
+/// Rows that were read.
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
+    /// In the order asked for.
+    pub messages: Vec<Arc<Message>>,
+    /// More rows lie between the last of these and the end of the query.
+    pub more: bool,
+}
+
+/// A place that keeps rooms for ever. Cheap to clone.
+#[derive(Clone, Debug)]
+pub enum Archive {
+    /// One file on this machine.
+    Sqlite(Arc<Sqlite>),
+}
+
+impl Archive {
+    /// Opens or creates an SQLite archive.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, is locked, or is of a newer version.
+    pub async fn sqlite(path: &Path) -> Result<Self, ArchiveError> {
+        let path = path.to_owned();
+        let opened = tokio::task::spawn_blocking(move || Sqlite::open(&path)).await;
+        Ok(Self::Sqlite(Arc::new(opened.map_err(panicked)??)))
+    }
+
+    /// Its id, made when it was created.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.id(),
+        }
+    }
+
+    /// What it holds, now and from now on.
+    #[must_use]
+    pub fn held(&self) -> watch::Receiver<HeldByStream> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.held(),
+        }
+    }
+
+    /// The highest message known of each stream, for the epoch guard.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn known(&self) -> Result<Vec<(String, Known)>, ArchiveError> {
+        match self {
+            Self::Sqlite(sqlite) => {
+                let sqlite = Arc::clone(sqlite);
+                tokio::task::spawn_blocking(move || sqlite.known())
+                    .await
+                    .map_err(panicked)?
+            }
+        }
+    }
+
+    /// Makes a batch durable.
+    ///
+    /// # Errors
+    /// When nothing of it was written.
+    pub async fn append(&self, batch: Batch) -> Result<Appended, ArchiveError> {
+        match self {
+            Self::Sqlite(sqlite) => {
+                let sqlite = Arc::clone(sqlite);
+                tokio::task::spawn_blocking(move || sqlite.append(&batch))
+                    .await
+                    .map_err(panicked)?
+            }
+        }
+    }
+
+    /// Reads rows of a room.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn page(&self, query: PageQuery) -> Result<Rows, ArchiveError> {
+        match self {
+            Self::Sqlite(sqlite) => {
+                let sqlite = Arc::clone(sqlite);
+                tokio::task::spawn_blocking(move || sqlite.page(&query))
+                    .await
+                    .map_err(panicked)?
+            }
+        }
+    }
+
+    /// The offset under which a message id was archived in a room.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn find(
+        &self,
+        room: RoomName,
+        id: String,
+        after: Seq,
+    ) -> Result<Option<Seq>, ArchiveError> {
+        match self {
+            Self::Sqlite(sqlite) => {
+                let sqlite = Arc::clone(sqlite);
+                tokio::task::spawn_blocking(move || sqlite.find(&room, &id, after))
+                    .await
+                    .map_err(panicked)?
+            }
+        }
+    }
+}
+
+fn panicked(error: tokio::task::JoinError) -> ArchiveError {
+    ArchiveError {
+        reason: format!("its task failed: {error}"),
+        temporary: true,
+    }
+}

@@ -1,0 +1,324 @@
+//! Knows: `history.<user>.<ns>.<id>`, the history of rooms as a NATS micro service. Never: SQL,
+//! sockets.
+//!
+//! Answers like a service of the NATS micro framework (ADR-32), so `nats micro info` finds it, and
+//! goes into the asker's own inbox only.
+
+use std::sync::Arc;
+
+use async_nats::{Client, Message};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use weir_nats::message::{header, last};
+use weir_nats::placement::Place;
+use weir_nats::subject::user_from_token;
+use weir_nats::{Placements, RoomName, Seq};
+
+use crate::read::{Page, Reader, Window};
+
+const QUEUE_GROUP: &str = "weir-history";
+/// Bytes of publications in one answer (NATS takes 1 MiB).
+const PAGE_MAX_BYTES: u32 = 384 << 10;
+/// Messages of one answer.
+const PAGE_MAX_MESSAGES: u32 = 1_000;
+/// Requests worked on at once; beyond it error 111.
+const IN_FLIGHT_MAX: usize = 64;
+
+/// What a room's namespace says of reading it back, for a user.
+pub struct Access {
+    /// The log that keeps it.
+    pub log: String,
+    /// The logical window.
+    pub window: Window,
+}
+
+/// Decides for a user and a room: how it may be read, or the protocol's error code and a sentence.
+pub type Policy = Arc<dyn Fn(&str, &RoomName) -> Result<Access, (u32, &'static str)> + Send + Sync>;
+/// Says whether an answer to this user may go to this reply subject.
+pub type MayAnswer = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
+
+/// The service. Cheap to clone.
+#[derive(Clone)]
+pub struct HistoryService {
+    client: Client,
+    reader: Reader,
+    placements: Placements,
+    policy: Policy,
+    may_answer: MayAnswer,
+    tasks: TaskTracker,
+    in_flight: Arc<Semaphore>,
+    id: String,
+}
+
+/// A request's body; an empty one asks for the newest page's position.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Request {
+    since: Option<Since>,
+    limit: Option<i64>,
+    reverse: bool,
+    recover: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Since {
+    offset: u64,
+    epoch: String,
+}
+
+impl HistoryService {
+    /// A service on `client`, which may publish into inboxes only.
+    #[must_use]
+    pub fn new(
+        client: Client,
+        reader: Reader,
+        placements: Placements,
+        policy: Policy,
+        may_answer: MayAnswer,
+        tasks: TaskTracker,
+    ) -> Self {
+        let mut id = [0; 8];
+        getrandom::fill(&mut id).expect("the system's random source works");
+        let id = data_encoding::HEXLOWER.encode(&id);
+        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
+        Self {
+            client,
+            reader,
+            placements,
+            policy,
+            may_answer,
+            tasks,
+            in_flight,
+            id,
+        }
+    }
+
+    /// Answers until `stop`.
+    ///
+    /// # Errors
+    /// When a subscription cannot be made.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), async_nats::SubscribeError> {
+        let requests = self
+            .client
+            .queue_subscribe("history.*.*.*", QUEUE_GROUP.to_owned())
+            .await?;
+        let discovery = self.client.subscribe("$SRV.>").await?;
+        let mut all = futures_util::stream::select(requests, discovery);
+        loop {
+            let request = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                request = all.next() => request,
+            };
+            let Some(request) = request else {
+                return Ok(());
+            };
+            if request.subject.starts_with("$SRV.") {
+                self.describe(&request);
+            } else {
+                self.take(request);
+            }
+        }
+    }
+
+    fn take(&self, request: Message) {
+        let user = request
+            .subject
+            .split('.')
+            .nth(1)
+            .and_then(|token| user_from_token(token).ok());
+        let (Some(user), Some(reply)) = (user, request.reply.as_ref().map(ToString::to_string))
+        else {
+            return;
+        };
+        if !(self.may_answer)(&user, &reply) {
+            tracing::warn!(user, "reply subject of a history request refused");
+            return;
+        }
+        let service = self.clone();
+        let permit = Arc::clone(&self.in_flight).try_acquire_owned();
+        self.tasks.spawn(async move {
+            let answer = match permit {
+                Ok(_permit) => service.answer(&user, &request).await,
+                Err(_) => Err((111, "too many requests".to_owned())),
+            };
+            let answer = answer.unwrap_or_else(|(code, message)| {
+                let temporary = matches!(code, 100 | 111);
+                json!({"error": {"code": code, "message": message, "temporary": temporary}})
+            });
+            service.send(reply, &answer).await;
+        });
+    }
+
+    async fn send(&self, reply: String, answer: &Value) {
+        if let Err(error) = self
+            .client
+            .publish(reply, Bytes::from(answer.to_string()))
+            .await
+        {
+            tracing::debug!(%error, "history answer not sent");
+        }
+    }
+
+    async fn answer(&self, user: &str, request: &Message) -> Result<Value, (u32, String)> {
+        let bad = |text: String| (107, text);
+        let mut tokens = request.subject.split('.').skip(2);
+        let (ns, id) = (
+            tokens.next().unwrap_or_default(),
+            tokens.next().unwrap_or_default(),
+        );
+        let name = request
+            .headers
+            .as_ref()
+            .and_then(|headers| last(headers, header::ROOM_NAME));
+        let room = RoomName::from_tokens(ns, id, name).map_err(|error| bad(error.to_string()))?;
+        let access = (self.policy)(user, &room).map_err(|(code, text)| (code, text.to_owned()))?;
+        let body: Request = if request.payload.trim_ascii().is_empty() {
+            Request::default()
+        } else {
+            serde_json::from_slice(&request.payload).map_err(|error| bad(error.to_string()))?
+        };
+        let place = self
+            .placements
+            .place(&access.log, &room)
+            .ok_or_else(|| (100, "the log is not placed yet".to_owned()))?;
+        let limit = match body.limit {
+            None => 100,
+            Some(-1) => PAGE_MAX_MESSAGES,
+            Some(limit) if (0..=i64::from(u32::MAX)).contains(&limit) => u32::try_from(limit)
+                .unwrap_or(PAGE_MAX_MESSAGES)
+                .min(PAGE_MAX_MESSAGES),
+            Some(_) => return Err(bad("limit is -1, 0 or a positive number".to_owned())),
+        };
+        self.read(&place, &room, &body, &access.window, limit)
+            .await
+            .map_err(|error| (100, error.to_string()))
+    }
+
+    async fn read(
+        &self,
+        place: &Place,
+        room: &RoomName,
+        body: &Request,
+        window: &Window,
+        limit: u32,
+    ) -> Result<Value, crate::read::ReadError> {
+        let head = self.reader.head(place).await?;
+        let since = body.since.as_ref().map(|since| Seq::new(since.offset));
+        let mut answer = json!({ "epoch": head.epoch.as_str(), "offset": head.offset.get() });
+        let page = if body.recover {
+            let epoch = body
+                .since
+                .as_ref()
+                .map(|s| s.epoch.as_str())
+                .filter(|e| !e.is_empty());
+            let since = since.unwrap_or_default();
+            let recovery = self
+                .reader
+                .recover(
+                    place,
+                    room,
+                    epoch,
+                    since,
+                    window,
+                    limit.max(1),
+                    PAGE_MAX_BYTES,
+                )
+                .await?;
+            answer["recovered"] = recovery.recovered.into();
+            recovery.page
+        } else if limit == 0 {
+            Page {
+                messages: Vec::new(),
+                reached: Seq::ZERO,
+                more: false,
+                whole: true,
+            }
+        } else {
+            self.reader
+                .history(
+                    place,
+                    room,
+                    since,
+                    body.reverse,
+                    window,
+                    limit,
+                    PAGE_MAX_BYTES,
+                )
+                .await?
+        };
+        answer["publications"] = page.messages.iter().map(|m| publication(m)).collect();
+        answer["more"] = page.more.into();
+        if !body.recover {
+            answer["whole"] = page.whole.into();
+        }
+        Ok(answer)
+    }
+
+    /// `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`, for all, by name, and by name and id.
+    fn describe(&self, request: &Message) {
+        const NAME: &str = "weir-history";
+        let Some(reply) = request.reply.as_ref().map(ToString::to_string) else {
+            return;
+        };
+        let mut tokens = request.subject.split('.').skip(1);
+        let verb = tokens.next().unwrap_or_default();
+        let is_me = tokens.next().is_none_or(|name| name == NAME)
+            && tokens.next().is_none_or(|id| id == self.id);
+        if !is_me || !reply.starts_with("_INBOX.") {
+            return;
+        }
+        let kind = verb.to_lowercase();
+        let mut answer = json!({
+            "type": format!("io.nats.micro.v1.{kind}_response"),
+            "name": NAME,
+            "id": self.id,
+            "version": env!("CARGO_PKG_VERSION"),
+            "metadata": {},
+        });
+        let endpoint = json!({
+            "name": "history",
+            "subject": "history.*.*.*",
+            "queue_group": QUEUE_GROUP,
+            "metadata": { "request": "{since:{offset,epoch},limit,reverse,recover}" },
+        });
+        match verb {
+            "PING" => {}
+            "INFO" => {
+                answer["description"] =
+                    "Reads a room back: history.<user>.<ns>.<id>, pages of up to 384 KiB".into();
+                answer["endpoints"] = json!([endpoint]);
+            }
+            "STATS" => answer["endpoints"] = json!([endpoint]),
+            _ => return,
+        }
+        let service = self.clone();
+        self.tasks
+            .spawn(async move { service.send(reply, &answer).await });
+    }
+}
+
+/// A publication as bots read it: JSON payloads as JSON, others as base64.
+fn publication(message: &weir_nats::Message) -> Value {
+    let mut publication = json!({ "offset": message.seq.get(), "time": message.time_ms });
+    if let Some(author) = &message.author {
+        publication["user"] = author.user.as_str().into();
+        if !author.client.is_empty() {
+            publication["client"] = author.client.as_str().into();
+        }
+        publication["door"] = author.door.as_str().into();
+    }
+    if !message.tags.is_empty() {
+        publication["tags"] = json!(message.tags);
+    }
+    match serde_json::from_slice::<Value>(&message.data) {
+        Ok(data) => publication["data"] = data,
+        Err(_) => publication["b64data"] = data_encoding::BASE64.encode(&message.data).into(),
+    }
+    publication
+}

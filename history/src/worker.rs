@@ -1,0 +1,289 @@
+//! Knows: how a stream gets into the archive: read on from what is held, prove, write, repeat.
+//! Never: SQL, rooms' readers.
+//!
+//! There is no JetStream consumer: the held range *is* the cursor (docs/decisions/0003). So a killed
+//! worker, an emptied or a restored archive go on from what they hold, and no acknowledgement can
+//! be ahead of it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use weir_nats::guard::Guard;
+use weir_nats::placement::{Generation, Slot};
+use weir_nats::replay::{Replay, Scanned, StreamState};
+use weir_nats::{Placements, Seq};
+
+use crate::archive::{Archive, Batch, Quarantined};
+use crate::held::{Held, proven};
+
+/// Messages of one batch.
+const BATCH_MAX_MESSAGES: u32 = 1_000;
+/// Between looks at a stream that had nothing new; a publish of this process wakes it sooner.
+const IDLE_PAUSE: Duration = Duration::from_millis(250);
+/// After a wake-up, so that messages of the same moment share a transaction.
+const GATHER: Duration = Duration::from_millis(10);
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// Counters of the worker. Read at any time.
+#[derive(Debug, Default)]
+pub struct WorkerMetrics {
+    /// Rows written.
+    pub rows: AtomicU64,
+    /// Batches written.
+    pub batches: AtomicU64,
+    /// Tries that failed and were made again.
+    pub retries: AtomicU64,
+    /// Messages put into quarantine.
+    pub quarantined: AtomicU64,
+    /// Offsets at which another message was archived before.
+    pub conflicts: AtomicU64,
+    /// Messages that the streams have and the archive does not, at the last look.
+    pub lag_messages: AtomicU64,
+}
+
+/// Archives every stream of every log.
+pub struct Worker {
+    archive: Archive,
+    replay: Replay,
+    guard: Guard,
+    placements: Placements,
+    metrics: Arc<WorkerMetrics>,
+    /// Something was published: look now.
+    wake: Arc<Notify>,
+}
+
+impl Worker {
+    /// A worker that reads over `replay`. Notify `wake` when something was published.
+    #[must_use]
+    pub fn new(
+        archive: Archive,
+        replay: Replay,
+        guard: Guard,
+        placements: Placements,
+        wake: Arc<Notify>,
+        metrics: Arc<WorkerMetrics>,
+    ) -> Self {
+        Self {
+            archive,
+            replay,
+            guard,
+            placements,
+            metrics,
+            wake,
+        }
+    }
+
+    /// Runs one task per generation of every slot until `stop`.
+    pub async fn run(self, tasks: TaskTracker, stop: CancellationToken) {
+        let worker = Arc::new(self);
+        let mut changes = worker.placements.changes();
+        let mut running: HashMap<String, CancellationToken> = HashMap::new();
+        loop {
+            let mut placed = HashMap::new();
+            for slot in worker.placements.slots() {
+                for generation in slot.generations.iter() {
+                    placed.insert(
+                        generation.stream.clone(),
+                        (slot.clone(), generation.clone()),
+                    );
+                }
+            }
+            running.retain(|stream, own| {
+                let stays = placed.contains_key(stream);
+                if !stays {
+                    own.cancel();
+                }
+                stays
+            });
+            for (stream, (slot, generation)) in placed {
+                running.entry(stream).or_insert_with(|| {
+                    let own = stop.child_token();
+                    tasks.spawn(Arc::clone(&worker).follow(slot, generation, own.clone()));
+                    own
+                });
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Archives one generation until `stop`; an old one until it is drained.
+    async fn follow(self: Arc<Self>, slot: Slot, generation: Generation, stop: CancellationToken) {
+        let mut gate = self.guard.gate();
+        let mut pause = RETRY_FIRST;
+        loop {
+            let step = async {
+                // A stream that went back in time must not be archived before it was compared.
+                if gate.wait_for(|open| *open).await.is_err() {
+                    return Ok(Step::Ended);
+                }
+                self.step(&slot, &generation, &gate).await
+            };
+            let step = tokio::select! {
+                () = stop.cancelled() => return,
+                step = step => step,
+            };
+            let wait = match step {
+                Ok(Step::Wrote) => {
+                    pause = RETRY_FIRST;
+                    continue;
+                }
+                Ok(Step::Ended) => return,
+                Ok(Step::Nothing) => {
+                    pause = RETRY_FIRST;
+                    let woken = tokio::time::timeout(IDLE_PAUSE, self.wake.notified())
+                        .await
+                        .is_ok();
+                    if woken { GATHER } else { Duration::ZERO }
+                }
+                Err(error) => {
+                    self.metrics.retries.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(stream = %generation.stream, %error, "archiving is tried again");
+                    let wait = pause;
+                    pause = (pause * 2).min(RETRY_MAX);
+                    wait
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn step(
+        &self,
+        slot: &Slot,
+        generation: &Generation,
+        gate: &watch::Receiver<bool>,
+    ) -> Result<Step, String> {
+        let stream = &generation.stream;
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let held_end = self
+            .archive
+            .held()
+            .borrow()
+            .get(stream)
+            .map_or(Seq::ZERO, Held::end)
+            .max(generation.from.just_before());
+        let before = self.replay.state(stream).await.map_err(|e| text(&e))?;
+        let lag = before.last.get().saturating_sub(held_end.get());
+        self.metrics.lag_messages.store(lag, Ordering::Relaxed);
+        if before.last <= held_end {
+            return Ok(self.drained(slot, generation).await);
+        }
+        let filter = format!("log.{}.>", slot.log);
+        let page = self
+            .replay
+            .scan(stream, &filter, held_end, BATCH_MAX_MESSAGES)
+            .await;
+        let page = page.map_err(|e| text(&e))?;
+        // Read after the page: only what the stream still reached down to is proven.
+        let after = self.replay.state(stream).await.map_err(|e| text(&e))?;
+        if !*gate.borrow() || after.created != before.created {
+            return Ok(Step::Nothing);
+        }
+        let batch = make_batch(slot, generation, held_end, page, &before, &after);
+        let (rows, refused) = (batch.rows.len(), batch.refused.len() as u64);
+        let has_rows = rows > 0 || refused > 0;
+        let appended = self.archive.append(batch).await.map_err(|e| text(&e))?;
+        self.metrics
+            .rows
+            .fetch_add(appended.rows, Ordering::Relaxed);
+        self.metrics.batches.fetch_add(1, Ordering::Relaxed);
+        self.metrics
+            .quarantined
+            .fetch_add(refused, Ordering::Relaxed);
+        if !appended.conflicts.is_empty() {
+            let count = appended.conflicts.len() as u64;
+            self.metrics.conflicts.fetch_add(count, Ordering::Relaxed);
+            tracing::error!(%stream, offsets = ?appended.conflicts, "other messages were archived at these offsets");
+            self.guard.suspect(stream);
+        }
+        Ok(if has_rows { Step::Wrote } else { Step::Nothing })
+    }
+
+    /// Everything is archived. An old generation is then taken off the placement.
+    async fn drained(&self, slot: &Slot, generation: &Generation) -> Step {
+        let now = self.placements.slot(&slot.log, slot.index);
+        let is_current = now.is_none_or(|slot| {
+            slot.generations
+                .last()
+                .is_some_and(|g| g.stream == generation.stream)
+        });
+        if is_current {
+            return Step::Nothing;
+        }
+        match self.guard.retire(&slot.log, &generation.stream).await {
+            Ok(()) => {
+                tracing::info!(stream = %generation.stream, "old generation archived and retired");
+                Step::Ended
+            }
+            Err(error) => {
+                tracing::warn!(stream = %generation.stream, %error, "old generation not retired yet");
+                Step::Nothing
+            }
+        }
+    }
+}
+
+enum Step {
+    Wrote,
+    Nothing,
+    Ended,
+}
+
+fn make_batch(
+    slot: &Slot,
+    generation: &Generation,
+    held_end: Seq,
+    page: Vec<Scanned>,
+    before: &StreamState,
+    after: &StreamState,
+) -> Batch {
+    let seqs: Vec<Seq> = page.iter().map(|one| one.seq).collect();
+    let mut held = proven(held_end, &seqs, after.first);
+    if page.is_empty() {
+        // Nothing of a room lies up to what was the end before the page was read.
+        let from = held_end
+            .read_from()
+            .max(after.first.get().min(before.last.read_from()));
+        held.add(Seq::new(from), before.last);
+    }
+    let (mut rows, mut refused) = (Vec::with_capacity(page.len()), Vec::new());
+    for one in page {
+        match one.delivery {
+            Ok(delivery) => rows.push((delivery.room, delivery.message)),
+            Err(error) => refused.push(Quarantined {
+                seq: one.seq,
+                subject: one.subject,
+                headers: headers_text(&one.headers),
+                data: one.payload,
+                reason: error.to_string(),
+            }),
+        }
+    }
+    Batch {
+        log: slot.log.clone(),
+        slot: slot.index,
+        generation: generation.clone(),
+        rows,
+        refused,
+        held,
+    }
+}
+
+fn headers_text(headers: &async_nats::HeaderMap) -> String {
+    let lines = headers
+        .iter()
+        .flat_map(|(name, values)| values.iter().map(move |value| format!("{name}: {value}\n")));
+    lines.collect()
+}
