@@ -9,8 +9,14 @@ use crate::harness::{either, heavy, seed, until};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_unknown_for_longer_than_the_duplicate_window_is_never_stored_twice() {
     let _turn = heavy().await;
-    let size =
-        Size { rooms: 4, readers: 8, rooms_per_reader: 2, writers: 3, per_second: 20, bytes: 100 };
+    let size = Size {
+        rooms: 4,
+        readers: 8,
+        rooms_per_reader: 2,
+        writers: 3,
+        per_second: 20,
+        bytes: 100,
+    };
     // Short: the window shrinks with the freeze.
     let window = either("duplicate_window = \"3s\"", "duplicate_window = \"2m\"");
     let freeze = either(Duration::from_secs(8), Duration::from_secs(180));
@@ -34,16 +40,35 @@ async fn what_is_unknown_for_longer_than_the_duplicate_window_is_never_stored_tw
     rig.nats.thaw();
     rig.recorder.fault("nats-server frozen", false);
     let unready_after = unready_after.expect("weir called itself ready beside a frozen NATS");
-    assert!(unready_after < Duration::from_secs(15), "not ready only after {unready_after:?}");
+    assert!(
+        unready_after < Duration::from_secs(15),
+        "not ready only after {unready_after:?}"
+    );
     let unanswered: usize = rig.writers.iter().map(|writer| writer.unanswered()).sum();
     assert_eq!(unanswered, 0, "publishes that had no answer within 5 s");
-    until("weir is ready again", Duration::from_secs(60), async || rig.weir.ready().await).await;
+    until("weir is ready again", Duration::from_secs(60), async || {
+        rig.weir.ready().await
+    })
+    .await;
     rig.until_acked(100, Duration::from_secs(75)).await;
     rig.settle().await;
     rig.scan().await;
     rig.require_calm();
-    let least = Least { acks: 200, receipts: 400, faults: 1, ..Least::default() };
-    let expect = Expect { scanned: true, archived: true, least, ..Expect::default() };
+    let least = Least {
+        acks: 200,
+        receipts: 400,
+        faults: 1,
+        ..Least::default()
+    };
+    let expect = Expect {
+        scanned: true,
+        archived: true,
+        least,
+        ..Expect::default()
+    };
     let tally = require_valid(&rig.recorder.history(), &expect);
-    assert!(tally.unknown + tally.refused > 0, "the freeze reached nobody");
+    assert!(
+        tally.unknown + tally.refused > 0,
+        "the freeze reached nobody"
+    );
 }

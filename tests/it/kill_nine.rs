@@ -15,8 +15,22 @@ async fn nothing_acknowledged_is_gone_when_weir_and_nats_server_are_killed() {
     let seed = seed("kill_nine", 9);
     let mut rng = Rng::new(seed);
     let size = either(
-        Size { rooms: 10, readers: 30, rooms_per_reader: 3, writers: 4, per_second: 25, bytes: 128 },
-        Size { rooms: 10, readers: 100, rooms_per_reader: 3, writers: 6, per_second: 45, bytes: 128 },
+        Size {
+            rooms: 10,
+            readers: 30,
+            rooms_per_reader: 3,
+            writers: 4,
+            per_second: 25,
+            bytes: 128,
+        },
+        Size {
+            rooms: 10,
+            readers: 100,
+            rooms_per_reader: 3,
+            writers: 6,
+            per_second: 45,
+            bytes: 128,
+        },
     );
     let kills = either(2, 5);
     let between = either(150, 1_500);
@@ -60,5 +74,8 @@ async fn nothing_acknowledged_is_gone_when_weir_and_nats_server_are_killed() {
     };
     let tally = require_valid(&rig.recorder.history(), &expect);
     // The log lost nothing, so no recovery had a reason to fail.
-    assert_eq!(tally.declared_gaps, 0, "recoveries were refused though nothing was lost");
+    assert_eq!(
+        tally.declared_gaps, 0,
+        "recoveries were refused though nothing was lost"
+    );
 }

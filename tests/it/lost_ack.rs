@@ -29,8 +29,12 @@ async fn one_in_five_acknowledgements_is_lost_and_each_message_is_stored_once() 
     }
     rig.bot(20, 100).await;
     let wanted = either(15, 200);
-    until("acknowledgements were lost", Duration::from_secs(240), async || lost.count() >= wanted)
-        .await;
+    until(
+        "acknowledgements were lost",
+        Duration::from_secs(240),
+        async || lost.count() >= wanted,
+    )
+    .await;
     let unanswered: usize = rig.writers.iter().map(|writer| writer.unanswered()).sum();
     assert_eq!(unanswered, 0, "publishes that had no answer within 5 s");
     rig.proxy.as_ref().unwrap().heal();
@@ -39,8 +43,17 @@ async fn one_in_five_acknowledgements_is_lost_and_each_message_is_stored_once() 
     rig.scan().await;
     rig.require_calm();
     eprintln!("{} acknowledgements were lost", lost.count());
-    let least = Least { acks: 100, receipts: 400, ..Least::default() };
-    let expect = Expect { scanned: true, archived: true, least, ..Expect::default() };
+    let least = Least {
+        acks: 100,
+        receipts: 400,
+        ..Least::default()
+    };
+    let expect = Expect {
+        scanned: true,
+        archived: true,
+        least,
+        ..Expect::default()
+    };
     require_valid(&rig.recorder.history(), &expect);
 }
 
@@ -58,16 +71,25 @@ async fn a_publish_whose_acknowledgements_all_vanish_is_answered_unknown_and_sto
         matches!(failure, Failure::Error { code: 100, .. }) && is_unknown(&failure),
         "{failure:?}"
     );
-    assert!(sent.elapsed() < Duration::from_secs(5), "answered after {:?}", sent.elapsed());
+    assert!(
+        sent.elapsed() < Duration::from_secs(5),
+        "answered after {:?}",
+        sent.elapsed()
+    );
     assert!(lost.count() >= 1);
     proxy.heal();
     // Its order is kept: what follows waits for its fate, and comes after it.
-    until("the log takes publishes again", Duration::from_secs(60), async || {
-        author.publish(room, "{\"n\":2}").await.is_ok()
-    })
+    until(
+        "the log takes publishes again",
+        Duration::from_secs(60),
+        async || author.publish(room, "{\"n\":2}").await.is_ok(),
+    )
     .await;
-    let stored: Vec<_> =
-        scan::stream(&rig.nats).await.into_iter().map(|row| row.data).collect();
+    let stored: Vec<_> = scan::stream(&rig.nats)
+        .await
+        .into_iter()
+        .map(|row| row.data)
+        .collect();
     let count = |text: &[u8]| stored.iter().filter(|data| *data == text).count();
     assert_eq!(count(b"{\"n\":1}"), 1, "{stored:?}");
     let place = |text: &[u8]| stored.iter().position(|data| data == text).unwrap();
@@ -82,18 +104,30 @@ async fn a_publish_that_is_lost_on_its_way_is_not_told_as_stored() {
     rig.until_acked(20, Duration::from_secs(60)).await;
     // The publish itself never reaches the server, again and again.
     let proxy = rig.proxy.as_ref().unwrap();
-    let lost =
-        proxy.lose(usize::MAX, |frame| frame.is_publish() && frame.subject.starts_with("log."));
-    until("publishes were lost", Duration::from_secs(30), async || lost.count() >= 3).await;
+    let lost = proxy.lose(usize::MAX, |frame| {
+        frame.is_publish() && frame.subject.starts_with("log.")
+    });
+    until("publishes were lost", Duration::from_secs(30), async || {
+        lost.count() >= 3
+    })
+    .await;
     let ends = || {
-        rig.recorder.count(|what| matches!(what, What::Unknown { .. } | What::Fail { .. }))
+        rig.recorder
+            .count(|what| matches!(what, What::Unknown { .. } | What::Fail { .. }))
     };
-    until("authors were told", Duration::from_secs(30), async || ends() >= 1).await;
+    until("authors were told", Duration::from_secs(30), async || {
+        ends() >= 1
+    })
+    .await;
     proxy.heal();
     rig.until_acked(20, Duration::from_secs(60)).await;
     rig.settle().await;
     rig.scan().await;
     rig.require_calm();
-    let expect = Expect { scanned: true, archived: true, ..Expect::default() };
+    let expect = Expect {
+        scanned: true,
+        archived: true,
+        ..Expect::default()
+    };
     require_valid(&rig.recorder.history(), &expect);
 }

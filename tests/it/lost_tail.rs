@@ -33,31 +33,55 @@ async fn the_last_live_message_is_lost_and_everyone_has_it_within_ten_seconds() 
                     frame.is_message() && frame.subject.starts_with("room.") && frame.holds(&marker)
                 });
                 let (room_number, hash) = (rig.recorder.number(room), hash_of(data.as_bytes()));
-                rig.recorder.push(What::Invoke { id, room: room_number, author: number, hash });
+                rig.recorder.push(What::Invoke {
+                    id,
+                    room: room_number,
+                    author: number,
+                    hash,
+                });
                 author.publish(room, &data).await.unwrap();
                 rig.recorder.push(What::Ok { id, at: None });
                 if last {
                     let lost_now = async || lost.count() == 1;
-                    until("the live copy passed the proxy", Duration::from_secs(5), lost_now).await;
+                    until(
+                        "the live copy passed the proxy",
+                        Duration::from_secs(5),
+                        lost_now,
+                    )
+                    .await;
                 }
             }
             let since = Instant::now();
             let received = || rig.recorder.count(|what| matches!(what, What::Recv { .. }));
             let expected = 3 * counter as usize;
-            until("everyone has the lost tail", Duration::from_secs(10), async || {
-                received() == expected
-            })
+            until(
+                "everyone has the lost tail",
+                Duration::from_secs(10),
+                async || received() == expected,
+            )
             .await;
             slowest = slowest.max(since.elapsed());
         }
     }
-    eprintln!("the slowest of {} lost tails came after {slowest:?}", counter / 3);
+    eprintln!(
+        "the slowest of {} lost tails came after {slowest:?}",
+        counter / 3
+    );
     rig.settle().await;
     rig.scan().await;
     rig.require_calm();
     let acks = counter as usize;
-    let least = Least { acks, receipts: 3 * acks, ..Least::default() };
-    let expect = Expect { scanned: true, archived: true, least, ..Expect::default() };
+    let least = Least {
+        acks,
+        receipts: 3 * acks,
+        ..Least::default()
+    };
+    let expect = Expect {
+        scanned: true,
+        archived: true,
+        least,
+        ..Expect::default()
+    };
     let tally = require_valid(&rig.recorder.history(), &expect);
     assert_eq!(tally.declared_gaps, 0);
 }

@@ -10,6 +10,7 @@
     reason = "a test may panic, print and tear down without asking"
 )]
 
+mod archive;
 mod checker;
 mod frozen;
 mod harness;
@@ -18,4 +19,5 @@ mod lost_ack;
 mod lost_tail;
 mod proxy;
 mod rollback;
+mod slow_reader;
 mod trimmed;

@@ -27,9 +27,22 @@ impl Author<'_> {
         let id = u64::from(self.number) << 32 | self.counter;
         let data = payload(id, 100);
         let recorder = &self.rig.recorder;
-        let (room, hash) = (recorder.number(&self.rig.rooms[0]), hash_of(data.as_bytes()));
-        recorder.push(What::Invoke { id, room, author: self.number, hash });
-        self.rig.client("author").await.publish(&self.rig.rooms[0], &data).await.unwrap();
+        let (room, hash) = (
+            recorder.number(&self.rig.rooms[0]),
+            hash_of(data.as_bytes()),
+        );
+        recorder.push(What::Invoke {
+            id,
+            room,
+            author: self.number,
+            hash,
+        });
+        self.rig
+            .client("author")
+            .await
+            .publish(&self.rig.rooms[0], &data)
+            .await
+            .unwrap();
         recorder.push(What::Ok { id, at: None });
         data
     }
@@ -37,36 +50,62 @@ impl Author<'_> {
 
 /// Loses the live copies of two messages, trims the log beyond them, publishes one more.
 async fn lose_trim_publish(rig: &Rig, archived: bool) {
-    let mut author = Author { rig, number: rig.recorder.number("author"), counter: 0 };
+    let mut author = Author {
+        rig,
+        number: rig.recorder.number("author"),
+        counter: 0,
+    };
     let proxy = rig.proxy.as_ref().unwrap();
     author.publish().await;
     author.publish().await;
-    until("the first two arrived", Duration::from_secs(20), async || {
-        rig.readers.iter().all(|reader| reader.held(&rig.rooms[0]).received == 2)
-    })
+    until(
+        "the first two arrived",
+        Duration::from_secs(20),
+        async || {
+            rig.readers
+                .iter()
+                .all(|reader| reader.held(&rig.rooms[0]).received == 2)
+        },
+    )
     .await;
-    let lost = proxy.lose(2, |frame| frame.is_message() && frame.subject.starts_with("room."));
+    let lost = proxy.lose(2, |frame| {
+        frame.is_message() && frame.subject.starts_with("room.")
+    });
     if !archived {
         // The worker does not get them either, however often they are sent to it.
         proxy.lose(usize::MAX, |frame| {
-            let fetched = frame.reply.as_ref().is_some_and(|reply| reply.starts_with("$JS.ACK."));
-            frame.is_message()
-                && fetched
-                && (frame.holds("-3\",") || frame.holds("-4\","))
+            let fetched = frame
+                .reply
+                .as_ref()
+                .is_some_and(|reply| reply.starts_with("$JS.ACK."));
+            frame.is_message() && fetched && (frame.holds("-3\",") || frame.holds("-4\","))
         });
     }
     author.publish().await;
     author.publish().await;
-    until("both live copies were lost", Duration::from_secs(5), async || lost.count() == 2).await;
+    until(
+        "both live copies were lost",
+        Duration::from_secs(5),
+        async || lost.count() == 2,
+    )
+    .await;
     let newest = scan::stream(&rig.nats).await.last().unwrap().offset;
     if archived {
-        until("the archive has them", Duration::from_secs(30), async || {
-            scan::archived_up_to(&rig.weir.archive()) >= newest
-        })
+        until(
+            "the archive has them",
+            Duration::from_secs(30),
+            async || scan::archived_up_to(&rig.weir.archive()) >= newest,
+        )
         .await;
     }
     let generation = scan::generations(&rig.nats).await.pop().unwrap();
-    let stream = rig.nats.jetstream().await.get_stream(&generation.stream).await.unwrap();
+    let stream = rig
+        .nats
+        .jetstream()
+        .await
+        .get_stream(&generation.stream)
+        .await
+        .unwrap();
     stream.purge().sequence(newest + 1).await.unwrap();
     author.publish().await;
 }
@@ -86,9 +125,22 @@ async fn what_was_trimmed_comes_from_the_archive() {
     lose_trim_publish(&rig, true).await;
     rig.settle().await;
     scan::record_archive(&rig.recorder, &rig.weir.archive());
-    let received = rig.readers.iter().all(|reader| reader.held(&rig.rooms[0]).received == 5);
-    let least = Least { acks: 5, receipts: 10, ..Least::default() };
-    require_valid(&rig.recorder.history(), &Expect { least, ..Expect::default() });
+    let received = rig
+        .readers
+        .iter()
+        .all(|reader| reader.held(&rig.rooms[0]).received == 5);
+    let least = Least {
+        acks: 5,
+        receipts: 10,
+        ..Least::default()
+    };
+    require_valid(
+        &rig.recorder.history(),
+        &Expect {
+            least,
+            ..Expect::default()
+        },
+    );
     assert!(received, "some reader does not have all five");
     rig.require_calm();
 }
@@ -99,13 +151,26 @@ async fn what_was_trimmed_and_is_nowhere_is_a_declared_gap() {
     readers(&mut rig).await;
     lose_trim_publish(&rig, false).await;
     // Whoever missed the two is told so: a second join, `recovered: false`.
-    until("every reader was told", Duration::from_secs(30), async || {
-        Tally::of(&rig.recorder.history()).declared_gaps == rig.readers.len()
-    })
+    until(
+        "every reader was told",
+        Duration::from_secs(30),
+        async || Tally::of(&rig.recorder.history()).declared_gaps == rig.readers.len(),
+    )
     .await;
     rig.settle().await;
     let history = rig.recorder.history();
-    let least = Least { acks: 5, receipts: 10, declared_gaps: 5, ..Least::default() };
-    require_valid(&history, &Expect { least, ..Expect::default() });
+    let least = Least {
+        acks: 5,
+        receipts: 10,
+        declared_gaps: 5,
+        ..Least::default()
+    };
+    require_valid(
+        &history,
+        &Expect {
+            least,
+            ..Expect::default()
+        },
+    );
     rig.require_calm();
 }

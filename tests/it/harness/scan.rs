@@ -138,20 +138,24 @@ fn record(recorder: &Recorder, tier: Tier, rows: &[Stored]) {
 pub(crate) fn archived_up_to(path: &Path) -> u64 {
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
     let newest = rusqlite::Connection::open_with_flags(path, flags)
-        .and_then(|db| db.query_row("SELECT max(seq) FROM messages", [], |row| row.get(0)));
+        .and_then(|db| db.query_row("SELECT max(offset) FROM messages", [], |row| row.get(0)));
     newest
         .ok()
         .flatten()
         .map_or(0, |seq: i64| u64::try_from(seq).unwrap())
 }
 
-/// Every row of the archive, by room and offset.
+/// Every row of the archive, by offset.
 pub(crate) fn archive(path: &Path) -> Vec<Stored> {
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
     let connection = rusqlite::Connection::open_with_flags(path, flags).unwrap();
     connection.busy_timeout(Duration::from_secs(10)).unwrap();
     let mut query = connection
-        .prepare("SELECT room, epoch, seq, user, data FROM messages ORDER BY room, seq")
+        .prepare(
+            "SELECT r.channel, s.epoch, m.offset, m.user, m.data FROM messages m
+             JOIN rooms r ON r.id = m.room JOIN streams s ON s.id = m.stream
+             ORDER BY m.offset",
+        )
         .unwrap();
     let rows = query
         .query_map([], |row| {
@@ -159,7 +163,7 @@ pub(crate) fn archive(path: &Path) -> Vec<Stored> {
                 room: row.get(0)?,
                 epoch: row.get(1)?,
                 offset: u64::try_from(row.get::<_, i64>(2)?).unwrap(),
-                author: row.get::<_, Option<String>>(3)?.unwrap_or_default(),
+                author: row.get(3)?,
                 data: row.get(4)?,
             })
         })
