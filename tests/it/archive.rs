@@ -77,6 +77,7 @@ async fn page(
 async fn read(client: &mut Client, room: &str, limit: i32, reverse: bool) -> Vec<String> {
     let mut texts = Vec::new();
     let top = page(client, room, None, 0, false).await;
+    let head = top.offset;
     let mut since = if reverse {
         None
     } else {
@@ -103,6 +104,7 @@ async fn read(client: &mut Client, room: &str, limit: i32, reverse: bool) -> Vec
             });
             texts.push(publication.data.get().to_owned());
         }
+        assert_eq!(page.offset, head, "{room}: the top moved though nobody wrote");
         if page.publications.is_empty() {
             break;
         }

@@ -10,10 +10,13 @@
     reason = "a test may panic, print and tear down without asking"
 )]
 
+mod absent;
 mod archive;
 mod checker;
+mod forged;
 mod frozen;
 mod harness;
+mod hostile;
 mod kill_nine;
 mod lost_ack;
 mod lost_tail;

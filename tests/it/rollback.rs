@@ -120,7 +120,7 @@ async fn a_store_put_back_to_an_older_copy_is_a_new_epoch() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deleted_stream_is_a_new_epoch() {
     let _turn = heavy().await;
-    let mut rig = Rig::loaded(SIZE, false, seed("deleted", 32), |_| {}).await;
+    let rig = Rig::loaded(SIZE, false, seed("deleted", 32), |_| {}).await;
     rig.until_acked(300, Duration::from_secs(60)).await;
     let generation = scan::generations(&rig.nats).await.pop().unwrap();
     let js = rig.nats.jetstream().await;

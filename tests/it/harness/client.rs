@@ -434,11 +434,6 @@ impl Client {
     pub(crate) fn take_join(&mut self, id: u32) -> Option<Joined> {
         self.joins.remove(&id)
     }
-
-    /// Ends the socket without a word.
-    pub(crate) fn abandon(self) {
-        drop(self);
-    }
 }
 
 /// The body of a publish command, the payload as it is.

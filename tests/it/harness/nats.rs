@@ -67,11 +67,6 @@ impl Nats {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// What it wrote to its log.
-    pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("nats.log")).unwrap_or_default()
-    }
-
     /// Starts it (again) on the same port and store, and waits until it answers.
     pub(crate) async fn spawn(&mut self) {
         assert!(self.child.is_none(), "it runs already");

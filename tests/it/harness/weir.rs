@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,8 @@ const TOKEN_KEY: &str = "a key that signs the tokens of the tests only";
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) nats_url: String,
+    /// Of Weir's user `weir`.
+    pub(crate) password: String,
     /// More lines under `[client]`.
     pub(crate) client: String,
     /// More lines of the log `rooms`.
@@ -36,6 +38,7 @@ impl Config {
     pub(crate) fn new(nats_url: &str) -> Self {
         Self {
             nats_url: nats_url.to_owned(),
+            password: "weir".to_owned(),
             client: String::new(),
             log: String::new(),
             more: String::new(),
@@ -48,6 +51,7 @@ impl Config {
         let mut text = String::new();
         let Self {
             nats_url,
+            password,
             client,
             log,
             more,
@@ -68,7 +72,7 @@ url = "{nats_url}"
 
 [nats.live]
 user = "weir"
-password = "weir"
+password = "{password}"
 
 [nats.reads]
 user = "weir_read"
@@ -345,9 +349,4 @@ pub(crate) async fn http_get(address: &str, path: &str) -> Option<(u16, String)>
         .await
         .ok()
         .flatten()
-}
-
-/// A path's bytes on disk, or 0.
-pub(crate) fn size_of(path: &Path) -> u64 {
-    std::fs::metadata(path).map_or(0, |meta| meta.len())
 }

@@ -38,6 +38,7 @@ struct State {
     rules: Mutex<Vec<Rule>>,
     refusing: AtomicBool,
     connections: AtomicUsize,
+    accepted: AtomicUsize,
 }
 
 /// How often a rule has lost something.
@@ -146,6 +147,11 @@ impl Proxy {
         self.cut();
     }
 
+    /// Connections that were ever taken.
+    pub(crate) fn accepted(&self) -> usize {
+        self.state.accepted.load(Ordering::Acquire)
+    }
+
     /// Connections open now.
     pub(crate) fn connections(&self) -> usize {
         self.state.connections.load(Ordering::Acquire)
@@ -173,6 +179,7 @@ async fn accept(
         let Ok(server) = TcpStream::connect(("127.0.0.1", target)).await else {
             continue;
         };
+        state.accepted.fetch_add(1, Ordering::AcqRel);
         client.set_nodelay(true).unwrap();
         server.set_nodelay(true).unwrap();
         let (from_client, to_client) = client.into_split();
