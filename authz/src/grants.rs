@@ -25,25 +25,25 @@ pub enum Action {
 pub struct NamespaceRules {
     /// Any user with a name may subscribe.
     pub allow_subscribe_for_client: bool,
-    /// And the anonymous user.
+    /// What is above holds for the anonymous user, too.
     pub allow_subscribe_for_anonymous: bool,
     /// Whoever is subscribed may publish.
     pub allow_publish_for_subscriber: bool,
     /// Any user with a name may publish.
     pub allow_publish_for_client: bool,
-    /// And the anonymous user.
+    /// What is above holds for the anonymous user, too.
     pub allow_publish_for_anonymous: bool,
     /// Whoever is subscribed may read back.
     pub allow_history_for_subscriber: bool,
     /// Any user with a name may read back.
     pub allow_history_for_client: bool,
-    /// And the anonymous user.
+    /// What is above holds for the anonymous user, too.
     pub allow_history_for_anonymous: bool,
     /// Whoever is subscribed may see who is there.
     pub allow_presence_for_subscriber: bool,
     /// Any user with a name may see who is there.
     pub allow_presence_for_client: bool,
-    /// And the anonymous user.
+    /// What is above holds for the anonymous user, too.
     pub allow_presence_for_anonymous: bool,
     /// Names with `#user1,user2` are for those users.
     pub allow_user_limited_channels: bool,
@@ -128,27 +128,21 @@ impl Grants {
         let allowed = self.insecure
             || match action {
                 Action::Subscribe => self.may_subscribe(room, rules, false),
-                Action::Publish => {
+                Action::Publish => self.may(
                     (subscribed && rules.allow_publish_for_subscriber)
-                        || self.is_client(
-                            rules.allow_publish_for_client,
-                            rules.allow_publish_for_anonymous,
-                        )
-                }
-                Action::History => {
+                        || rules.allow_publish_for_client,
+                    rules.allow_publish_for_anonymous,
+                ),
+                Action::History => self.may(
                     (subscribed && rules.allow_history_for_subscriber)
-                        || self.is_client(
-                            rules.allow_history_for_client,
-                            rules.allow_history_for_anonymous,
-                        )
-                }
-                Action::Presence => {
+                        || rules.allow_history_for_client,
+                    rules.allow_history_for_anonymous,
+                ),
+                Action::Presence => self.may(
                     (subscribed && rules.allow_presence_for_subscriber)
-                        || self.is_client(
-                            rules.allow_presence_for_client,
-                            rules.allow_presence_for_anonymous,
-                        )
-                }
+                        || rules.allow_presence_for_client,
+                    rules.allow_presence_for_anonymous,
+                ),
             };
         if allowed {
             Ok(Permit {
@@ -191,20 +185,15 @@ impl Grants {
                 && users.split(',').any(|user| user == self.user);
         }
         has_token
-            || self.is_client(
+            || self.may(
                 rules.allow_subscribe_for_client,
                 rules.allow_subscribe_for_anonymous,
             )
     }
 
-    /// As in Centrifugo, `_for_anonymous` widens `_for_client`; here each also stands alone for its
-    /// own kind of user.
-    fn is_client(&self, for_client: bool, for_anonymous: bool) -> bool {
-        if self.user.is_empty() {
-            for_anonymous
-        } else {
-            for_client
-        }
+    /// As in Centrifugo, `_for_anonymous` widens what is allowed to the anonymous user, too.
+    fn may(&self, allowed: bool, for_anonymous: bool) -> bool {
+        allowed && (!self.user.is_empty() || for_anonymous)
     }
 }
 
@@ -246,14 +235,17 @@ mod tests {
     fn users_and_the_anonymous_user_have_rules_of_their_own() {
         let rules = NamespaceRules {
             allow_subscribe_for_client: true,
+            allow_publish_for_client: true,
             allow_publish_for_anonymous: true,
+            allow_history_for_anonymous: true,
             ..NamespaceRules::default()
         };
         let (ann, nobody) = (Grants::client("ann", false), Grants::client("", false));
         assert!(check(&ann, Action::Subscribe, "a", &rules));
         assert!(!check(&nobody, Action::Subscribe, "a", &rules));
-        assert!(!check(&ann, Action::Publish, "a", &rules));
+        assert!(check(&ann, Action::Publish, "a", &rules));
         assert!(check(&nobody, Action::Publish, "a", &rules));
+        assert!(!check(&nobody, Action::History, "a", &rules));
     }
 
     #[test]

@@ -130,15 +130,12 @@ impl NativeDoor {
             tracing::warn!(user, "reply subject of a request refused");
             return;
         }
-        let permit = match Arc::clone(&self.in_flight).try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                let refused = Refused::new(
-                    ErrorCode::TOO_MANY_REQUESTS,
-                    "the door has too much in hand",
-                );
-                return self.answer(reply, refused.to_json(), None);
-            }
+        let Ok(permit) = Arc::clone(&self.in_flight).try_acquire_owned() else {
+            let refused = Refused::new(
+                ErrorCode::TOO_MANY_REQUESTS,
+                "the door has too much in hand",
+            );
+            return self.answer(reply, refused.to_json(), None);
         };
         match self.read(&request, user) {
             Ok(mut outgoing) => {

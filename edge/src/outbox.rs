@@ -35,6 +35,11 @@ pub struct OutboxLimits {
     pub queue_max_bytes: usize,
 }
 
+impl OutboxLimits {
+    /// The default of `pushes_max_bytes`.
+    pub const PUSHES_MAX_BYTES: usize = 64 << 10;
+}
+
 /// Frames gathered into one vectored write.
 const FRAMES_PER_WRITE_MAX: usize = 32;
 

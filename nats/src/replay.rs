@@ -159,6 +159,9 @@ impl Replay {
     /// # Errors
     /// When the stream does not answer; a sequence that is not there is `None`.
     pub async fn at(&self, stream: &str, seq: Seq) -> Result<Option<Delivery>, ReplayError> {
+        if seq.is_zero() {
+            return Ok(None);
+        }
         self.one(stream, &json!({ "seq": seq.get() })).await
     }
 

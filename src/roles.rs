@@ -1,0 +1,483 @@
+//! Knows: how the roles of a process are built from the configuration, started in order and let go.
+//! Never: messages, listeners, a nats-server of our own.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use weir_authz::{Action, Grants, NamespaceRules, TokenSettings, Verifier};
+use weir_edge::connection::Edge;
+use weir_edge::door::{NativeDoor, may_be_answered};
+use weir_edge::hub::{Hub, HubParts};
+use weir_edge::metrics::Metrics;
+use weir_edge::outbox::OutboxLimits;
+use weir_edge::room::RingLimits;
+use weir_edge::settings::{
+    Bounds, ClientSettings, DataFormat, DoorSettings, EdgeSettings, Namespace,
+};
+use weir_edge::{server, sweep};
+use weir_history::service::{Access, HistoryService};
+use weir_history::{Archive, Reader, Window, Worker, WorkerMetrics};
+use weir_nats::connect::{ConnectConfig, Credentials, Links};
+use weir_nats::guard::Guard;
+use weir_nats::publish::{ArchiveLookup, Publisher, PublisherParts, Saw};
+use weir_nats::replay::Replay;
+use weir_nats::stream::{
+    LogConfig, PROBE_SUBJECT, PROBED_SUBJECT, Storage, context, declare_probe,
+};
+use weir_nats::{Placements, RoomName};
+
+use crate::config::{self, Config};
+
+/// Between tries to open an archive that is locked.
+const ARCHIVE_RETRY: Duration = Duration::from_secs(1);
+/// For a probe to come back.
+const PROBE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Roles that run.
+pub struct Roles {
+    /// What sockets use; its router and listener belong to it.
+    pub edge: Arc<Edge>,
+    /// The worker's counters.
+    pub worker: Arc<WorkerMetrics>,
+    links: Links,
+    guard: Guard,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// A role that could not start. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct StartError(String);
+
+fn failed(error: impl std::fmt::Display) -> StartError {
+    StartError(error.to_string())
+}
+
+impl Roles {
+    /// Connects, compares the streams, opens the archive and starts every role. `data_dir` exists.
+    ///
+    /// # Errors
+    /// When NATS or JetStream is not there, or the archive cannot be opened for good.
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        let links = Links::connect(&connect_config(config))
+            .await
+            .map_err(failed)?;
+        // Subscribed first: what happens while the streams are compared is not missed.
+        let (guard_events, sweep_events) = (links.events(), links.events());
+        let js = context(links.live.clone());
+        declare_probe(&js).await.map_err(failed)?;
+        let archive = open_archive(&config.archive_path()).await?;
+        let seeds = archive.known().await.map_err(failed)?;
+        let placements = Placements::default();
+        let logs: Vec<LogConfig> = config.logs.iter().map(log_config).collect();
+        let guard = Guard::start(&links, logs.clone(), placements.clone(), seeds)
+            .await
+            .map_err(failed)?;
+        let secret = guard.idempotency_secret().await.map_err(failed)?;
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        tasks.spawn(guard.clone().run(guard_events, stop.clone()));
+
+        let replay = Replay::new(links.reads.clone());
+        let reader = Reader::new(Some(archive.clone()), replay.clone());
+        let wake = Arc::new(Notify::new());
+        let publisher = Publisher::start(
+            PublisherParts {
+                client: links.live.clone(),
+                placements: placements.clone(),
+                gate: guard.gate(),
+                key: secret,
+                duplicate_windows: logs
+                    .iter()
+                    .map(|log| (log.name.clone(), log.duplicate_window))
+                    .collect(),
+                saw: saw(guard.clone(), Arc::clone(&wake)),
+                lookup: Some(lookup(reader.clone())),
+            },
+            &tasks,
+        );
+        let worker_metrics = Arc::new(WorkerMetrics::default());
+        let worker = Worker::new(
+            archive,
+            replay,
+            guard.clone(),
+            placements.clone(),
+            wake,
+            Arc::clone(&worker_metrics),
+        );
+        tasks.spawn(worker.run(tasks.clone(), stop.clone()));
+
+        let settings = Arc::new(edge_settings(config));
+        let metrics = Arc::new(Metrics::default());
+        let suspicion = guard.clone();
+        let hub = Hub::new(HubParts {
+            live: links.live.clone(),
+            reader: reader.clone(),
+            placements: placements.clone(),
+            settings: Arc::clone(&settings),
+            metrics: Arc::clone(&metrics),
+            tasks: tasks.clone(),
+            suspect: Box::new(move |stream| suspicion.suspect(stream)),
+        });
+        tasks.spawn(sweep::run(
+            hub.clone(),
+            sweep_events,
+            publisher.resync(),
+            stop.clone(),
+        ));
+        let door = NativeDoor::new(
+            links.door.clone(),
+            publisher.clone(),
+            Arc::clone(&settings),
+            Arc::clone(&metrics),
+            tasks.clone(),
+        );
+        spawn_service("door", door.run(stop.clone()), &tasks);
+        let history = HistoryService::new(
+            links.door.clone(),
+            reader.clone(),
+            placements.clone(),
+            history_policy(Arc::clone(&settings)),
+            {
+                let settings = Arc::clone(&settings);
+                Arc::new(move |user: &str, reply: &str| {
+                    may_be_answered(user, reply, &settings.door.operators)
+                })
+            },
+            tasks.clone(),
+        );
+        spawn_service("history", history.run(stop.clone()), &tasks);
+        let edge = Arc::new(Edge {
+            verifier: verifier(config),
+            settings,
+            metrics,
+            hub,
+            publisher,
+            reader,
+            placements,
+            nats: links.live.clone(),
+            tasks: tasks.clone(),
+            draining: CancellationToken::new(),
+        });
+        Ok(Self {
+            edge,
+            worker: worker_metrics,
+            links,
+            guard,
+            tasks,
+            stop,
+        })
+    }
+
+    /// Accepts sockets on `listener`, with `page` beside the WebSocket endpoint.
+    pub fn accept(&self, listener: TcpListener, page: axum::Router) {
+        let router = page.merge(server::router(Arc::clone(&self.edge)));
+        let edge = Arc::clone(&self.edge);
+        let stop = self.edge.draining.clone();
+        self.tasks
+            .spawn(server::serve(listener, router, edge, stop));
+    }
+
+    /// A round trip through the delivery path: stored by JetStream, republished, and back here.
+    ///
+    /// # Errors
+    /// A sentence that says what does not work.
+    pub async fn probe(&self) -> Result<(), String> {
+        if !*self.guard.gate().borrow() {
+            return Err("the streams are not compared since the last connect to NATS".to_owned());
+        }
+        let name = self.links.live.new_inbox().replace('.', "-");
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let probed = format!("{PROBED_SUBJECT}.{name}");
+        let mut back = self
+            .links
+            .live
+            .subscribe(probed)
+            .await
+            .map_err(|e| text(&e))?;
+        let js = context(self.links.live.clone());
+        let round_trip = async {
+            let ack = js
+                .publish(format!("{PROBE_SUBJECT}.{name}"), "".into())
+                .await
+                .map_err(|e| text(&e))?;
+            ack.await.map_err(|e| text(&e))?;
+            back.next()
+                .await
+                .ok_or_else(|| "the probe's subscription ended".to_owned())
+        };
+        match tokio::time::timeout(PROBE_WITHIN, round_trip).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err("a probe did not come back through NATS in time".to_owned()),
+        }
+    }
+
+    /// Every figure: name, help, kind, value.
+    #[must_use]
+    pub fn figures(&self) -> Vec<(&'static str, &'static str, &'static str, i64)> {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        let read =
+            |value: &AtomicU64| i64::try_from(value.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
+        let worker = &self.worker;
+        let waiting = i64::try_from(self.edge.publisher.waiting_bytes()).unwrap_or(i64::MAX);
+        let mut figures = self.edge.metrics.read();
+        figures.extend([
+            (
+                "weir_publish_waiting_bytes",
+                "Bytes that wait to be published.",
+                "gauge",
+                waiting,
+            ),
+            (
+                "weir_archive_rows",
+                "Rows written.",
+                "counter",
+                read(&worker.rows),
+            ),
+            (
+                "weir_archive_batches",
+                "Batches written.",
+                "counter",
+                read(&worker.batches),
+            ),
+            (
+                "weir_archive_retries",
+                "Batches tried again.",
+                "counter",
+                read(&worker.retries),
+            ),
+            (
+                "weir_archive_quarantined",
+                "Messages of streams that are no room's.",
+                "counter",
+                read(&worker.quarantined),
+            ),
+            (
+                "weir_archive_conflicts",
+                "Offsets at which another message was archived before.",
+                "counter",
+                read(&worker.conflicts),
+            ),
+            (
+                "weir_archive_lag_messages",
+                "Messages that the archive is behind the log.",
+                "gauge",
+                read(&worker.lag_messages),
+            ),
+        ]);
+        figures
+    }
+
+    /// Lets sockets go (3001), waits for what is under way, and stops the roles.
+    pub async fn stop(self, within: Duration) {
+        self.edge.draining.cancel();
+        let deadline = tokio::time::Instant::now() + within;
+        while self.edge.metrics.connections.value() > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.stop.cancel();
+        drop(self.edge);
+        self.tasks.close();
+    }
+}
+
+fn spawn_service(
+    name: &'static str,
+    service: impl Future<Output = Result<(), async_nats::SubscribeError>> + Send + 'static,
+    tasks: &TaskTracker,
+) {
+    tasks.spawn(async move {
+        if let Err(error) = service.await {
+            tracing::error!(name, %error, "service ended");
+        }
+    });
+}
+
+async fn open_archive(path: &Path) -> Result<Archive, StartError> {
+    loop {
+        match Archive::sqlite(path).await {
+            Ok(archive) => return Ok(archive),
+            Err(error) if error.temporary => {
+                tracing::warn!(%error, "archive cannot be opened yet; trying again");
+                tokio::time::sleep(ARCHIVE_RETRY).await;
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
+}
+
+fn saw(guard: Guard, wake: Arc<Notify>) -> Saw {
+    Arc::new(move |stream, known| {
+        guard.saw(stream, &known);
+        wake.notify_one();
+    })
+}
+
+fn lookup(reader: Reader) -> ArchiveLookup {
+    Arc::new(move |room, id, after| {
+        let reader = reader.clone();
+        Box::pin(async move {
+            match reader.find(room, id, after).await {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::warn!(%error, "archive could not be asked for a publish");
+                    None
+                }
+            }
+        })
+    })
+}
+
+fn history_policy(settings: Arc<EdgeSettings>) -> weir_history::service::Policy {
+    Arc::new(move |user: &str, room: &RoomName| {
+        let namespace = settings.namespace(room).ok_or((102, "unknown channel"))?;
+        if !namespace.stored {
+            return Err((108, "rooms of this namespace are not stored"));
+        }
+        Grants::native(user)
+            .check(Action::History, room, &namespace.rules, false)
+            .map_err(|_| (103, "permission denied"))?;
+        Ok(Access {
+            log: namespace.log.clone(),
+            window: namespace.window,
+        })
+    })
+}
+
+fn verifier(config: &Config) -> Option<Arc<Verifier>> {
+    let token = &config.client.token;
+    (!token.hmac_secret_key.is_empty()).then(|| Arc::new(Verifier::new(token_settings(config))))
+}
+
+/// How tokens are verified and minted.
+#[must_use]
+pub fn token_settings(config: &Config) -> TokenSettings {
+    let token = &config.client.token;
+    TokenSettings {
+        hmac_secret_key: token.hmac_secret_key.expose().to_owned(),
+        audience: token.audience.clone(),
+        issuer: token.issuer.clone(),
+        require_exp: true,
+    }
+}
+
+fn connect_config(config: &Config) -> ConnectConfig {
+    let credentials = |user: &config::NatsUser| Credentials {
+        user: user.user.clone(),
+        password: user.password.expose().to_owned(),
+    };
+    ConnectConfig {
+        url: config.nats.url.clone(),
+        live: credentials(&config.nats.live),
+        reads: credentials(&config.nats.reads),
+        door: credentials(&config.nats.door),
+    }
+}
+
+fn log_config(log: &config::LogOptions) -> LogConfig {
+    LogConfig {
+        name: log.name.clone(),
+        slots: log.slots,
+        max_age: log.max_age,
+        max_bytes: log.max_bytes,
+        max_messages: log.max_messages,
+        storage: match log.storage {
+            config::Storage::File => Storage::File,
+            config::Storage::Memory => Storage::Memory,
+        },
+        replicas: log.replicas,
+        duplicate_window: log.duplicate_window,
+    }
+}
+
+fn edge_settings(config: &Config) -> EdgeSettings {
+    let client = &config.client;
+    let namespaces: HashMap<String, Namespace> = config
+        .channel
+        .namespaces
+        .iter()
+        .map(|(name, options)| (name.clone(), namespace(options)))
+        .collect();
+    let bounds = Bounds::default();
+    EdgeSettings {
+        client: ClientSettings {
+            allowed_origins: client.allowed_origins.clone(),
+            insecure: client.insecure,
+            allow_anonymous_connect_without_token: client.allow_anonymous_connect_without_token,
+            channel_limit: client.channel_limit as usize,
+            connection_limit: client.connection_limit as usize,
+            queue_max_size_bytes: client.queue_max_size,
+            message_size_limit_bytes: config.websocket.message_size_limit,
+            ping_interval: client.ping_interval,
+            pong_timeout: client.pong_timeout,
+            stale_close_delay: client.stale_close_delay,
+            expired_close_delay: client.expired_close_delay,
+            history_max_publication_limit: client.history_max_publication_limit,
+            recovery_max_publication_limit: client.recovery_max_publication_limit,
+            command_rate_limit_per_s: client.command_rate_limit,
+            command_burst: client.command_burst,
+        },
+        without_namespace: Some(namespace(&config.channel.without_namespace)),
+        namespaces,
+        rpc_timeout: config.rpc.timeout,
+        door: DoorSettings {
+            message_size_limit_bytes: config.door.message_size_limit,
+            in_flight_max: config.door.in_flight_limit as usize,
+            operators: vec!["ops".to_owned()],
+        },
+        bounds: Bounds {
+            rooms_max: config.room.limit as usize,
+            ring: RingLimits {
+                ring_max_messages: config.room.ring_size as usize,
+                ring_max_bytes: config.room.ring_max_size,
+            },
+            room_idle: config.room.idle_timeout,
+            sweep_interval: config.room.sweep_interval,
+            slow_commands_max: config.rpc.in_flight_limit as usize,
+            pushes_max_bytes: OutboxLimits::PUSHES_MAX_BYTES.min(client.queue_max_size),
+            ..bounds
+        },
+    }
+}
+
+fn namespace(options: &config::Namespace) -> Namespace {
+    Namespace {
+        rules: NamespaceRules {
+            allow_subscribe_for_client: options.allow_subscribe_for_client,
+            allow_subscribe_for_anonymous: options.allow_subscribe_for_anonymous,
+            allow_publish_for_subscriber: options.allow_publish_for_subscriber,
+            allow_publish_for_client: options.allow_publish_for_client,
+            allow_publish_for_anonymous: options.allow_publish_for_anonymous,
+            allow_history_for_subscriber: options.allow_history_for_subscriber,
+            allow_history_for_client: options.allow_history_for_client,
+            allow_history_for_anonymous: options.allow_history_for_anonymous,
+            allow_presence_for_subscriber: options.allow_presence_for_subscriber,
+            allow_presence_for_client: options.allow_presence_for_client,
+            allow_presence_for_anonymous: options.allow_presence_for_anonymous,
+            allow_user_limited_channels: options.allow_user_limited_channels,
+        },
+        log: options.log.clone(),
+        stored: options.history_size != 0,
+        window: Window {
+            size: u64::try_from(options.history_size).ok(),
+            ttl: (!options.history_ttl.is_zero()).then_some(options.history_ttl),
+        },
+        force_recovery: options.force_recovery,
+        allow_recovery: options.allow_recovery,
+        force_positioning: options.force_positioning,
+        allow_positioning: options.allow_positioning,
+        data_format: match options.publication_data_format {
+            config::DataFormat::Json => DataFormat::Json,
+            config::DataFormat::JsonObject => DataFormat::JsonObject,
+            config::DataFormat::Binary => DataFormat::Binary,
+        },
+    }
+}
