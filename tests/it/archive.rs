@@ -104,7 +104,10 @@ async fn read(client: &mut Client, room: &str, limit: i32, reverse: bool) -> Vec
             });
             texts.push(publication.data.get().to_owned());
         }
-        assert_eq!(page.offset, head, "{room}: the top moved though nobody wrote");
+        assert_eq!(
+            page.offset, head,
+            "{room}: the top moved though nobody wrote"
+        );
         if page.publications.is_empty() {
             break;
         }
@@ -199,7 +202,7 @@ async fn ten_thousand_messages_read_back_over_archive_and_stream() {
         path.push(suffix);
         let gone = std::fs::remove_file(&path);
         assert!(
-            gone.is_ok() || suffix != "",
+            gone.is_ok() || !suffix.is_empty(),
             "the archive is a file: {gone:?}"
         );
     }

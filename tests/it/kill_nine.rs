@@ -57,7 +57,10 @@ async fn nothing_acknowledged_is_gone_when_weir_and_nats_server_are_killed() {
         rig.recorder.fault("kill nats-server", false);
     }
     rig.until_acked(between, FLOWS_AGAIN).await;
-    assert!(rig.readers.iter().all(|reader| reader.connects() > kills), "a reader kept its socket");
+    assert!(
+        rig.readers.iter().all(|reader| reader.connects() > kills),
+        "a reader kept its socket"
+    );
     rig.settle().await;
     rig.scan().await;
     rig.require_calm();

@@ -114,7 +114,7 @@ async fn a_store_put_back_to_an_older_copy_is_a_new_epoch() {
     rig.recorder.push(What::Regress);
     rig.nats.spawn().await;
     rig.recorder.fault("store put back", false);
-    finish(rig, &old_epoch, &before, (copied, back)).await;
+    Box::pin(finish(rig, &old_epoch, &before, (copied, back))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -130,7 +130,7 @@ async fn a_deleted_stream_is_a_new_epoch() {
     js.delete_stream(&generation.stream).await.unwrap();
     let gone = rig.recorder.now();
     rig.recorder.fault("stream deleted", false);
-    finish(rig, &generation.epoch, &before, (0, gone)).await;
+    Box::pin(finish(rig, &generation.epoch, &before, (0, gone))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -166,5 +166,5 @@ async fn a_store_put_back_while_weir_is_down_is_seen_at_start() {
     rig.weir.spawn();
     rig.weir.until_ready().await;
     rig.recorder.fault("store put back", false);
-    finish(rig, &old_epoch, &before, (copied, back)).await;
+    Box::pin(finish(rig, &old_epoch, &before, (copied, back))).await;
 }

@@ -122,7 +122,7 @@ async fn readers(rig: &mut Rig) {
 async fn what_was_trimmed_comes_from_the_archive() {
     let mut rig = Rig::servers(1, true, unswept).await;
     readers(&mut rig).await;
-    lose_trim_publish(&rig, true).await;
+    Box::pin(lose_trim_publish(&rig, true)).await;
     rig.settle().await;
     scan::record_archive(&rig.recorder, &rig.weir.archive());
     let received = rig
@@ -149,7 +149,7 @@ async fn what_was_trimmed_comes_from_the_archive() {
 async fn what_was_trimmed_and_is_nowhere_is_a_declared_gap() {
     let mut rig = Rig::servers(1, true, unswept).await;
     readers(&mut rig).await;
-    lose_trim_publish(&rig, false).await;
+    Box::pin(lose_trim_publish(&rig, false)).await;
     // Whoever missed the two is told so: a second join, `recovered: false`.
     until(
         "every reader was told",

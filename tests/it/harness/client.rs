@@ -225,9 +225,7 @@ impl Client {
             Ok(()) => Ok(()),
             // What the server said before it closed is still to be read.
             Err(_) => loop {
-                if let Err(failure) = self.read(Instant::now() + REPLY_DEADLINE).await {
-                    return Err(failure);
-                }
+                self.read(Instant::now() + REPLY_DEADLINE).await?;
             },
         }
     }

@@ -157,7 +157,7 @@ fn malformed() -> Vec<(&'static str, Message, Want)> {
             ),
             Survive,
         ),
-        ("a command that is deep", text(deep.clone()), Close(3501)),
+        ("a command that is deep", text(deep), Close(3501)),
         ("too many commands in a frame", text(many), Close(3501)),
         ("no command", text("{\"id\":7}"), Close(3501)),
         ("an unknown command", command("fly", "{}"), Close(3501)),
@@ -547,7 +547,8 @@ async fn hostile_handshakes_are_refused() {
         "POST /connection/websocket HTTP/1.1\r\nHost: {address}\r\ncontent-length: 0\r\n\r\n"
     );
     let huge = upgrade(&format!("X-Huge: {}\r\n", "h".repeat(200 << 10)));
-    let cases: &[(&str, Vec<u8>, &[Option<u16>])] = &[
+    type Answers = &'static [Option<u16>];
+    let cases: &[(&str, Vec<u8>, Answers)] = &[
         ("good", upgrade("").into(), &[Some(101)]),
         (
             "own origin",
