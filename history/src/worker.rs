@@ -222,7 +222,8 @@ impl Worker {
             return Step::Nothing;
         }
         match self.guard.retire(&slot.log, &generation.stream).await {
-            Ok(()) => {
+            Ok(false) => Step::Nothing,
+            Ok(true) => {
                 tracing::info!(stream = %generation.stream, "old generation archived and retired");
                 Step::Ended
             }

@@ -221,12 +221,14 @@ impl Guard {
 
     /// An old generation is wholly archived: takes it off the record and deletes its stream.
     ///
+    /// False if it cannot go yet: a change of generation is under way.
+    ///
     /// # Errors
     /// When the bucket refuses. One that is current, or in a move that is not finished, stays.
-    pub async fn retire(&self, log_name: &str, stream: &str) -> Result<(), GuardError> {
+    pub async fn retire(&self, log_name: &str, stream: &str) -> Result<bool, GuardError> {
         let inner = &self.0;
         let Some(log) = inner.logs.iter().find(|log| log.name == log_name) else {
-            return Ok(());
+            return Ok(false);
         };
         let (mut record, revision) = inner.record.placement(log).await?;
         let mut is_retired = false;
@@ -239,7 +241,7 @@ impl Guard {
             }
         }
         if !is_retired {
-            return Ok(());
+            return Ok(false);
         }
         inner.record.set_placement(log, &record, revision).await?;
         inner.placements.set(&log.name, &record);
@@ -247,7 +249,7 @@ impl Guard {
         if let Err(error) = inner.js.delete_stream(stream).await {
             tracing::warn!(stream, %error, "old generation not deleted; delete it by hand");
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The secret under which callers' idempotency keys become ids; made once, by whoever is first.

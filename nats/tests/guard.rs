@@ -234,7 +234,7 @@ async fn a_lost_record_ends_the_epoch_and_keeps_what_was_stored() {
     assert_eq!(process.current(), "ROOMS_0_1");
     assert_eq!(fill(&process, "new", 1).await, [1_000_020]);
     assert_eq!(process.texts().await.len(), 21);
-    process.guard.retire("rooms", "ROOMS_0").await.unwrap();
+    assert!(process.guard.retire("rooms", "ROOMS_0").await.unwrap());
     assert_eq!(process.texts().await, ["new0"]);
     assert!(js.get_stream("ROOMS_0").await.is_err());
     let again = Process::start(&server).await;
