@@ -206,14 +206,18 @@ fn role_metrics(running: Running) -> Metrics {
     })
 }
 
-/// What the public listener serves beside sockets: one file, whose own policy lets it load nothing else.
+/// The page at `/`: one file, which names the hashes of its own script and style.
+const PAGE: &str = include_str!("page.html");
+
+/// What the public listener serves beside sockets.
 fn page() -> Router {
-    const PAGE: &str = include_str!("page.html");
     let headers = [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
-        (header::CONTENT_SECURITY_POLICY, "frame-ancestors 'none'"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::CACHE_CONTROL, "no-cache"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        // The one rule that a page cannot give itself: no other site may frame it.
+        (header::CONTENT_SECURITY_POLICY, "frame-ancestors 'none'"),
     ];
     Router::new().route("/", get(async move || (headers, PAGE)))
 }

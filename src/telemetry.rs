@@ -40,7 +40,14 @@ pub fn start(log: &Log) -> Result<(), TelemetryError> {
         Ok(text) if !text.is_empty() => ("WEIR_LOG", text),
         _ => ("log.level", log.level.clone()),
     };
-    let filter = EnvFilter::try_new(&text).map_err(|source| TelemetryError::Filter {
+    // A bare level is about Weir; its NATS client would say every connect twice.
+    let bare = text.parse::<tracing::Level>().is_ok();
+    let full = if bare {
+        format!("{text},async_nats=warn")
+    } else {
+        text.clone()
+    };
+    let filter = EnvFilter::try_new(&full).map_err(|source| TelemetryError::Filter {
         at,
         filter: text,
         source,

@@ -22,6 +22,9 @@ const PUBLISH_CHUNK_MESSAGES = 50;
 /** Pictures of the page, for people. */
 export const RESULTS_DIR = join(ROOT, "test-results");
 
+/** Waiting longer changes nothing. */
+class Hopeless extends Error {}
+
 /** Resolves with the first truthy value of `look`; a deadline that passes is an error that says what was waited for. */
 export async function until(what, look, timeoutMs = 20_000) {
   const deadline = Date.now() + timeoutMs;
@@ -32,6 +35,7 @@ export async function until(what, look, timeoutMs = 20_000) {
       if (value) return value;
       problem = "";
     } catch (error) {
+      if (error instanceof Hopeless) throw error;
       problem = ` (${error.message})`;
     }
     if (Date.now() > deadline) throw new Error(`not within ${timeoutMs} ms: ${what}${problem}`);
@@ -63,8 +67,11 @@ export class Weir {
   #ports = null;
   #config = "";
 
-  /** Started and ready. `t` is the test: everything is gone when it ends, and a failed one shows the log. */
-  static async start(t, { origins = [], archiveHistory = true } = {}) {
+  /**
+   * Started and ready. `t` is the test: everything is gone when it ends, and a failed one shows the log. `origins` are allowed beside Weir's
+   * own, `client` is more of the section [client].
+   */
+  static async start(t, { origins = [], client = "" } = {}) {
     const weir = new Weir();
     running.add(weir);
     t.after(() => weir.remove(t));
@@ -83,10 +90,11 @@ allow_anonymous_connect_without_token = true
 # Writers publish as fast as they are answered, and a refusal in the middle of a chunk would change the order that the tests know.
 command_rate_limit = 0
 allowed_origins = ${JSON.stringify(origins)}
+${client}
 [[channel.namespaces]]
 name = "chat"
-history_size = ${archiveHistory ? -1 : 0}
-force_recovery = ${archiveHistory}
+history_size = -1
+force_recovery = true
 ${RIGHTS.map((right) => `allow_${right} = true`).join("\n")}
 `);
     await weir.up();
@@ -111,8 +119,8 @@ ${RIGHTS.map((right) => `allow_${right} = true`).join("\n")}
     let failure = null;
     child.once("error", (error) => { failure = error; });
     await until("weir is ready", async () => {
-      if (failure) throw failure;
-      if (child.exitCode !== null) throw new Error(`weir ended with ${child.exitCode}:\n${this.logTail()}`);
+      if (failure) throw new Hopeless(`${WEIR_BIN}: ${failure.message}`);
+      if (child.exitCode !== null || child.signalCode !== null) throw new Hopeless(`weir ended with ${child.exitCode ?? child.signalCode}`);
       return (await fetch(`${this.internalUrl}/ready`)).ok;
     }, START_TIMEOUT_MS).catch((error) => { throw new Error(`${error.message}\n${this.logTail()}`); });
   }
@@ -124,6 +132,7 @@ ${RIGHTS.map((right) => `allow_${right} = true`).join("\n")}
     this.#child = null;
     if (child.exitCode !== null || child.signalCode !== null) return;
     child.kill("SIGTERM");
+    child.kill("SIGCONT");
     try {
       await until("weir has ended", () => child.exitCode !== null || child.signalCode !== null, STOP_TIMEOUT_MS);
     } catch (error) {
@@ -131,6 +140,10 @@ ${RIGHTS.map((right) => `allow_${right} = true`).join("\n")}
       throw new Error(`${error.message}\n${this.logTail()}`);
     }
   }
+
+  /** It answers nobody until it is thawed, and every socket stays open. */
+  freeze() { this.#child.kill("SIGSTOP"); }
+  thaw() { this.#child.kill("SIGCONT"); }
 
   async restart() { await this.down(); await this.up(); }
 

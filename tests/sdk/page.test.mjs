@@ -155,6 +155,32 @@ test("a connection that is lost comes back by itself, and what was missed with i
   assertInOrder(await tab.rows());
 });
 
+test("the page answers pings; a server that falls silent is left, and a publish without an answer is called neither stored nor lost", async (t) => {
+  const weir = await Weir.start(t, { client: 'ping_interval = "2s"\npong_timeout = "1s"' });
+  const browser = await launch(t);
+  const context = await browser.newContext({ viewport: DESKTOP });
+  const tab = new Tab(await context.newPage());
+  const sockets = [];
+  tab.page.on("websocket", (socket) => {
+    const seen = { pings: 0, pongs: 0 };
+    sockets.push(seen);
+    socket.on("framereceived", ({ payload }) => { if (payload === "{}") seen.pings++; });
+    socket.on("framesent", ({ payload }) => { if (payload === "{}") seen.pongs++; });
+  });
+  await tab.page.goto(weir.pageUrl);
+  await tab.isReady();
+  await until("three pings are answered on one socket", () => sockets[0].pings >= 3 && sockets[0].pongs >= 3);
+  assert.equal(sockets.length, 1);
+
+  weir.freeze();
+  await tab.write("into the frost");
+  await tab.says("pending-message", "it may or may not be stored");
+  await tab.says("state", "Reconnecting", 30_000);
+  weir.thaw();
+  await tab.says("verdict-title", "Back online: 1 message recovered in order, nothing missing.", 60_000);
+  assert.deepEqual((await tab.rows()).map(({ text }) => text), ["into the frost"]);
+});
+
 test("load older reads what only the archive has, to the beginning of the room", async (t) => {
   const weir = await Weir.start(t);
   const other = await writer(t, weir);
@@ -245,6 +271,10 @@ test("hostile text is shown as text", async (t) => {
   const markup = await tab.part("messages").evaluate((list) => [...new Set([...list.querySelectorAll("*")].map(({ localName }) => localName))].sort());
   assert.deepEqual(markup, ["bdi", "div", "li", "span", "time"]);
   assert.deepEqual(tab.problems, []);
+  const refused = await tab.page.evaluate(() => {
+    try { document.createElement("div").innerHTML = "<b>x</b>"; return false; } catch { return true; }
+  });
+  assert.equal(refused, true, "the policy of the page lets a script make markup of text");
 });
 
 test("several rooms, their unread counts, and a room that does not exist", async (t) => {
