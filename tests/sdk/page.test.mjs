@@ -177,8 +177,13 @@ test("the page answers pings; a server that falls silent is left, and a publish 
   await tab.says("pending-message", "it may or may not be stored");
   await tab.says("state", "Reconnecting", 30_000);
   weir.thaw();
-  await tab.says("verdict-title", "Back online: 1 message recovered in order, nothing missing.", 60_000);
-  assert.deepEqual((await tab.rows()).map(({ text }) => text), ["into the frost"]);
+  await tab.says("verdict-title", "Back online:", 60_000);
+  // The server may have closed the old socket before it read the message from it, and may not: the page shows what the room has.
+  const other = await writer(t, weir);
+  await other.publish(ROOM, { text: "after the frost" });
+  await tab.shows("after the frost");
+  const { publications } = await other.history(ROOM, { limit: 10 });
+  assert.deepEqual((await tab.rows()).map(({ text }) => text), publications.map(({ data }) => data.text));
 });
 
 test("load older reads what only the archive has, to the beginning of the room", async (t) => {
