@@ -1,6 +1,14 @@
 //! Weir: the edge messaging layer on NATS, as one process with every role.
 //!
-//! `config` reads and checks every setting, `node` runs the roles, `nats_server` keeps a nats-server of our own.
+//! `cli` reads the command, `config` reads and checks every setting, `node` runs the roles, `nats_server` keeps a nats-server
+//! of our own, `admin` shows the inside, `check` says what is wrong before anything starts.
 
+pub mod admin;
+pub mod check;
+pub mod cli;
 pub mod config;
+pub mod data_dir;
+pub mod nats_server;
+pub mod node;
 pub mod roles;
+pub mod telemetry;

@@ -124,6 +124,9 @@ impl Grants {
         rules: &NamespaceRules,
         subscribed: bool,
     ) -> Result<Permit, Denied> {
+        if !self.covers(room) {
+            return Err(Denied);
+        }
         let subscribed = subscribed || (self.is_native && self.may_subscribe(room, rules, false));
         let allowed = self.insecure
             || match action {
@@ -173,6 +176,12 @@ impl Grants {
         } else {
             Err(Denied)
         }
+    }
+
+    /// A native client's rights are those of a whole namespace, as that is what its permissions in
+    /// NATS can say. Rooms marked `$` or `#` have rights from a token or a name, and are closed to it.
+    fn covers(&self, room: &RoomName) -> bool {
+        !(self.is_native && (room.is_private() || room.limited_to().is_some()))
     }
 
     fn may_subscribe(&self, room: &RoomName, rules: &NamespaceRules, has_token: bool) -> bool {
@@ -297,5 +306,86 @@ mod tests {
         let subscribed =
             Grants::client("bot", false).check(Action::Publish, &room("a"), &rules, true);
         assert_eq!(subscribed.unwrap().action(), Action::Publish);
+    }
+
+    /// Sets the three options of an action.
+    fn allow(action: Action, client: bool, subscriber: bool, anonymous: bool) -> NamespaceRules {
+        let mut rules = NamespaceRules::default();
+        match action {
+            Action::Subscribe => {
+                rules.allow_subscribe_for_client = client;
+                rules.allow_subscribe_for_anonymous = anonymous;
+            }
+            Action::Publish => {
+                rules.allow_publish_for_client = client;
+                rules.allow_publish_for_subscriber = subscriber;
+                rules.allow_publish_for_anonymous = anonymous;
+            }
+            Action::History => {
+                rules.allow_history_for_client = client;
+                rules.allow_history_for_subscriber = subscriber;
+                rules.allow_history_for_anonymous = anonymous;
+            }
+            Action::Presence => {
+                rules.allow_presence_for_client = client;
+                rules.allow_presence_for_subscriber = subscriber;
+                rules.allow_presence_for_anonymous = anonymous;
+            }
+        }
+        rules
+    }
+
+    #[test]
+    fn every_action_follows_one_table() {
+        let bits = [false, true];
+        for action in [
+            Action::Subscribe,
+            Action::Publish,
+            Action::History,
+            Action::Presence,
+        ] {
+            for case in 0..32_u8 {
+                let bit = |nth: u8| bits[usize::from(case >> nth & 1)];
+                let (client, subscriber, anonymous) = (bit(0), bit(1), bit(2));
+                let (has_name, subscribed) = (bit(3), bit(4));
+                let rules = allow(action, client, subscriber, anonymous);
+                let user = if has_name { "ann" } else { "" };
+                let counts = subscriber && subscribed && action != Action::Subscribe;
+                let expected = (client || counts) && (has_name || anonymous);
+                let found =
+                    Grants::client(user, false).check(action, &room("a"), &rules, subscribed);
+                assert_eq!(found.is_ok(), expected, "{action:?} {case:05b}");
+                if let Ok(permit) = found {
+                    assert_eq!((permit.room().channel(), permit.action()), ("a", action));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn marked_names_do_not_slip_under_a_namespace_at_the_native_door() {
+        for action in [
+            Action::Subscribe,
+            Action::Publish,
+            Action::History,
+            Action::Presence,
+        ] {
+            let rules = NamespaceRules {
+                allow_user_limited_channels: true,
+                ..allow(action, true, true, true)
+            };
+            let ann = Grants::native("ann");
+            assert!(check(&ann, action, "chat:a", &rules));
+            for name in [
+                "$chat:a",
+                "chat:a#ann",
+                "$chat:a#ann",
+                "#ann",
+                "$a",
+                "chat:a#",
+            ] {
+                assert!(!check(&ann, action, name, &rules), "{action:?} {name}");
+            }
+        }
     }
 }

@@ -200,16 +200,28 @@ impl Verifier {
         if token.len() > TOKEN_MAX_BYTES {
             return Err(invalid("longer than 12 KiB"));
         }
-        let decoded = jsonwebtoken::decode::<RawClaims>(token, &self.key, &self.validation);
-        let raw = decoded
-            .map_err(|error| TokenError::Invalid(error.to_string()))?
-            .claims;
+        if self.settings.hmac_secret_key.is_empty() {
+            // Anybody can sign with an empty secret.
+            return Err(invalid("there is no secret to verify it with"));
+        }
+        let decoded = jsonwebtoken::decode::<RawClaims>(token, &self.key, &self.validation)
+            .map_err(|error| TokenError::Invalid(error.to_string()))?;
+        if decoded.header.crit.is_some() {
+            // Extensions that must be understood, and none is (RFC 7515, 4.1.11).
+            return Err(invalid("it has critical extensions"));
+        }
+        let raw = decoded.claims;
         match raw.exp {
-            Some(exp) if exp.seconds() + LEEWAY_S <= now_s => return Err(TokenError::Expired),
+            Some(exp) if exp.seconds().saturating_add(LEEWAY_S) <= now_s => {
+                return Err(TokenError::Expired);
+            }
             None if self.settings.require_exp => return Err(invalid("it has no exp")),
             _ => {}
         }
-        if raw.nbf.is_some_and(|nbf| nbf.seconds() - LEEWAY_S > now_s) {
+        if raw
+            .nbf
+            .is_some_and(|nbf| nbf.seconds().saturating_sub(LEEWAY_S) > now_s)
+        {
             return Err(TokenError::Expired);
         }
         let audience = &self.settings.audience;
@@ -238,15 +250,17 @@ impl Verifier {
             Some(at) => Some(at),
             None => raw.exp.map(Number::seconds),
         };
-        let info = match (raw.info, raw.b64info) {
-            (Some(info), _) => Some(info.to_string()),
-            (None, Some(b64)) => {
-                let bytes = base64::engine::general_purpose::STANDARD.decode(b64);
-                let text = bytes.ok().and_then(|bytes| String::from_utf8(bytes).ok());
-                Some(text.ok_or_else(|| TokenError::Invalid("b64info".to_owned()))?)
+        // As in Centrifugo the base64 twin wins. It is shown to JSON clients, so it is JSON, too.
+        let info = match raw.b64info.filter(|b64| !b64.is_empty()) {
+            Some(b64) => {
+                let bytes = base64::engine::general_purpose::STANDARD.decode(b64).ok();
+                let info = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+                let malformed = || TokenError::Invalid("b64info is not JSON in base64".to_owned());
+                Some(info.ok_or_else(malformed)?)
             }
-            (None, None) => None,
+            None => raw.info,
         };
+        let info = info.map(|info: serde_json::Value| info.to_string());
         Ok(Claims {
             user,
             expires_at_s,
@@ -448,5 +462,128 @@ mod tests {
                 .user,
             "ann"
         );
+    }
+
+    /// A token of any header and claims, with a signature that fits to them.
+    fn sign_texts(header: &str, claims: &str) -> String {
+        let encode = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);
+        let message = format!("{}.{}", encode(header), encode(claims));
+        let key = EncodingKey::from_secret(b"secret");
+        let signature =
+            jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
+        format!("{message}.{signature}")
+    }
+
+    #[test]
+    fn times_at_their_edges() {
+        for (claims, expected) in [
+            (json!({"exp": NOW + 1}), Ok(Some(NOW + 1))),
+            (json!({"exp": NOW - 4}), Ok(Some(NOW - 4))),
+            (json!({"exp": NOW - 5}), Err(TokenError::Expired)),
+            (json!({"exp": 0}), Err(TokenError::Expired)),
+            (json!({"exp": -1}), Err(TokenError::Expired)),
+            (json!({"exp": i64::MIN}), Err(TokenError::Expired)),
+            (json!({"exp": i64::MAX}), Ok(Some(i64::MAX))),
+            (json!({"exp": 1e300}), Ok(Some(i64::MAX))),
+            (json!({"exp": NOW as f64 + 0.9}), Ok(Some(NOW))),
+            (json!({"exp": NOW + 9, "nbf": i64::MIN}), Ok(Some(NOW + 9))),
+            (json!({"exp": NOW + 9, "nbf": NOW + 5}), Ok(Some(NOW + 9))),
+            (
+                json!({"exp": NOW + 9, "nbf": i64::MAX}),
+                Err(TokenError::Expired),
+            ),
+            (
+                json!({"exp": NOW + 9, "expire_at": NOW + 99}),
+                Ok(Some(NOW + 99)),
+            ),
+            (
+                json!({"exp": NOW + 9, "expire_at": NOW}),
+                Err(TokenError::ConnectionExpired),
+            ),
+            (
+                json!({"exp": NOW - 9, "expire_at": 0}),
+                Err(TokenError::Expired),
+            ),
+        ] {
+            let found = check(settings(), claims.clone()).map(|claims| claims.expires_at_s);
+            assert_eq!(found, expected, "{claims}");
+        }
+    }
+
+    #[test]
+    fn a_token_cannot_choose_how_it_is_verified() {
+        let claims = json!({"sub": "ann", "exp": NOW + 60}).to_string();
+        let verifier = Verifier::new(settings());
+        let good = sign_texts(r#"{"alg":"HS256"}"#, &claims);
+        assert!(verifier.connection(&good, NOW).is_ok());
+        let (message, signature) = good.rsplit_once('.').unwrap();
+        let mut tokens = vec![
+            message.to_owned(),
+            format!("{message}."),
+            format!("{message}.{signature}A"),
+            format!("{good}.{signature}"),
+            "é.é.é".to_owned(),
+            sign_texts(r#"{"alg":"HS256","crit":["exp"]}"#, &claims),
+            sign_texts(r#"{"alg":"HS512"}"#, &claims),
+            sign_texts(r#"{"alg":"RS256"}"#, &claims),
+            sign_texts(r#"{"alg":"ES256"}"#, &claims),
+            sign_texts(r#"{"alg":"EdDSA"}"#, &claims),
+            sign_texts(r#"{"alg":"none"}"#, &claims),
+            sign_texts(r#"{"alg":"hs256"}"#, &claims),
+            sign_texts(r#"{"alg":["HS256"]}"#, &claims),
+            sign_texts(r#"{"typ":"JWT"}"#, &claims),
+            sign_texts("HS256", &claims),
+            sign_texts(r#"{"alg":"HS256"}"#, "[]"),
+            sign_texts(r#"{"alg":"HS256"}"#, "null"),
+            sign_texts(r#"{"alg":"HS256"}"#, ""),
+        ];
+        // Two values for one claim: readers differ in which counts.
+        for twice in ["\"sub\":\"bob\"", "\"exp\":1", "\"nbf\":1,\"nbf\":1"] {
+            let claims = claims.replacen('{', &format!("{{{twice},"), 1);
+            tokens.push(sign_texts(r#"{"alg":"HS256"}"#, &claims));
+        }
+        for token in tokens {
+            let found = verifier.connection(&token, NOW);
+            assert!(
+                matches!(found, Err(TokenError::Invalid(_))),
+                "{token}: {found:?}"
+            );
+        }
+        // Keys that a token brings along, or a key id that is a path, mean nothing.
+        for header in [
+            r#"{"alg":"HS256","jku":"http://127.0.0.1:9/keys"}"#,
+            r#"{"alg":"HS256","kid":"../../dev/null"}"#,
+        ] {
+            assert!(
+                verifier
+                    .connection(&sign_texts(header, &claims), NOW)
+                    .is_ok()
+            );
+        }
+    }
+
+    #[test]
+    fn an_empty_secret_verifies_nothing() {
+        let none = TokenSettings {
+            hmac_secret_key: String::new(),
+            ..settings()
+        };
+        let token = sign(Algorithm::HS256, "", &json!({"sub": "a", "exp": NOW + 60}));
+        let found = Verifier::new(none).connection(&token, NOW);
+        assert!(matches!(found, Err(TokenError::Invalid(_))), "{found:?}");
+    }
+
+    #[test]
+    fn public_info_is_json() {
+        let info = |claims: serde_json::Value| {
+            check(settings(), claims).map(|claims| claims.info.unwrap_or_default())
+        };
+        let both = json!({"exp": NOW + 9, "info": 5, "b64info": "eyJhIjoKMX0="});
+        assert_eq!(info(both).unwrap(), "{\"a\":1}");
+        assert_eq!(info(json!({"exp": NOW + 9, "b64info": ""})).unwrap(), "");
+        for b64 in ["%%", "bm8=", "/w=="] {
+            let found = info(json!({"exp": NOW + 9, "b64info": b64}));
+            assert!(matches!(found, Err(TokenError::Invalid(_))), "{b64}");
+        }
     }
 }

@@ -258,7 +258,7 @@ fn control(opcode: Opcode, payload: Bytes) -> Result<Event, ProtocolError> {
             [_] => Err(ProtocolError::Malformed),
             [high, low, ref reason @ ..] => {
                 let code = u16::from_be_bytes([high, low]);
-                let is_valid = matches!(code, 1000..=1003 | 1007..=1011 | 3000..=4999);
+                let is_valid = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
                 if !is_valid {
                     return Err(ProtocolError::Malformed);
                 }
@@ -561,5 +561,155 @@ mod tests {
             check_upgrade(&Method::GET, &headers),
             Err(UpgradeError::Key)
         );
+    }
+
+    fn whole(
+        bytes: &[u8],
+        step: usize,
+        message_max_bytes: usize,
+    ) -> Result<Vec<Event>, ProtocolError> {
+        let mut decoder = Decoder::new(message_max_bytes);
+        let mut events = Vec::new();
+        for some in bytes.chunks(step) {
+            decoder.feed(some);
+            while let Some(event) = decoder.next_event()? {
+                events.push(event);
+            }
+        }
+        assert_eq!(decoder.held_bytes(), 0);
+        Ok(events)
+    }
+
+    #[test]
+    fn every_length_of_header() {
+        for size in [
+            0, 1, 124, 125, 126, 127, 128, 255, 256, 65_534, 65_535, 65_536,
+        ] {
+            let payload = vec![b'x'; size];
+            for step in [1, 997, 1 << 20] {
+                let text = whole(&masked(0x81, &payload), step, 65_536).unwrap();
+                assert_eq!(text, [Event::Text(Bytes::from(payload.clone()))], "{size}");
+                let binary = whole(&masked(0x82, &payload), step, 65_536).unwrap();
+                assert_eq!(
+                    binary,
+                    [Event::Binary(Bytes::from(payload.clone()))],
+                    "{size}"
+                );
+            }
+        }
+        let long = masked(0x81, &vec![b'x'; 65_537]);
+        assert_eq!(whole(&long, 4_096, 65_536), Err(ProtocolError::TooLong));
+        // Refused by its header, before any of it is kept.
+        let mut decoder = Decoder::new(65_536);
+        decoder.feed(&long[..14]);
+        assert_eq!(decoder.next_event(), Err(ProtocolError::TooLong));
+    }
+
+    #[test]
+    fn control_frames_between_all_fragments() {
+        let letters = "héllo wörld".as_bytes();
+        let mut frames = Vec::new();
+        let mut expected = Vec::new();
+        for (nth, letter) in letters.iter().enumerate() {
+            let last = if nth + 1 == letters.len() { 0x80 } else { 0 };
+            let opcode = u8::from(nth == 0);
+            frames.push(masked(last | opcode, &[*letter]));
+            if last == 0 {
+                frames.push(masked(0x80 | 9, &[b'p'; 125]));
+                frames.push(masked(0x80 | 10, b""));
+                frames.push(masked(0, b""));
+                expected.push(Event::Ping(Bytes::from_static(&[b'p'; 125])));
+                expected.push(Event::Pong);
+            }
+        }
+        expected.push(Event::Text(Bytes::from_static(letters)));
+        check(&frames, &Ok(expected));
+    }
+
+    #[test]
+    fn close_codes() {
+        for code in [
+            1000, 1001, 1002, 1003, 1007, 1011, 1012, 1014, 3000, 3999, 4000, 4999_u16,
+        ] {
+            let payload = [&code.to_be_bytes()[..], "é".as_bytes()].concat();
+            check(
+                &[masked(0x88, &payload)],
+                &Ok(vec![Event::Close(Some(code))]),
+            );
+        }
+        for code in [
+            0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65_535_u16,
+        ] {
+            check(
+                &[masked(0x88, &code.to_be_bytes())],
+                &Err(ProtocolError::Malformed),
+            );
+        }
+        let longest = [&[0x03, 0xe8][..], &[b'r'; 123]].concat();
+        check(
+            &[masked(0x88, &longest)],
+            &Ok(vec![Event::Close(Some(1000))]),
+        );
+    }
+
+    #[test]
+    fn text_is_utf8_wherever_it_is_cut() {
+        for text in [
+            "κόσμε",
+            "\u{feff}",
+            "\0",
+            "\u{ffff}\u{fdd0}",
+            "\u{10ffff}",
+            "👩‍👩‍👧",
+            "\u{d7ff}\u{e000}",
+        ] {
+            for cut in 0..=text.len() {
+                let (head, tail) = text.as_bytes().split_at(cut);
+                let expected = Event::Text(Bytes::from_static(text.as_bytes()));
+                check(
+                    &[masked(0x01, head), masked(0x80, tail)],
+                    &Ok(vec![expected]),
+                );
+            }
+        }
+        for bytes in [
+            &b"\x80"[..],
+            b"\xbf",
+            b"\xc0\x80",
+            b"\xc1\xbf",
+            b"\xe0\x80\xaf",
+            b"\xf0\x80\x80\xaf",
+            b"\xed\xa0\x80",
+            b"\xed\xbf\xbf",
+            b"\xf4\x90\x80\x80",
+            b"\xf5\x80\x80\x80",
+            b"\xf8\x88\x80\x80\x80",
+            b"\xfe",
+            b"\xff",
+            b"ok\xce",
+            b"\xe2\x82",
+            b"\xf0\x9f\x98",
+            b"\xce\xce\xba",
+        ] {
+            check(&[masked(0x81, bytes)], &Err(ProtocolError::NotUtf8));
+            let (head, tail) = bytes.split_at(bytes.len() / 2);
+            let split = [masked(0x01, head), masked(0x80, tail)];
+            check(&split, &Err(ProtocolError::NotUtf8));
+            assert!(
+                whole(&masked(0x82, bytes), 1, 100).is_ok(),
+                "binary may be anything"
+            );
+        }
+    }
+
+    #[test]
+    fn every_first_byte() {
+        for first in 0..=u8::MAX {
+            let found = whole(&masked(first, b""), 1, 100);
+            let is_good = matches!(first, 0x81 | 0x82 | 0x88 | 0x89 | 0x8a);
+            // The first fragment of a message is no event yet, and no error either.
+            let begins = matches!(first, 0x01 | 0x02) && found == Ok(Vec::new());
+            assert_eq!(found.is_ok(), is_good || begins, "{first:#04x}");
+        }
     }
 }

@@ -40,6 +40,8 @@ pub struct Batch {
     pub refused: Vec<Quarantined>,
     /// Ranges that are held whole once this is durable.
     pub held: Held,
+    /// When the stream was created, as the server spells it.
+    pub created: String,
 }
 
 /// A message that is no room's.
@@ -62,6 +64,8 @@ pub struct Quarantined {
 pub struct Appended {
     /// Rows that were not there before.
     pub rows: u64,
+    /// Messages that could not become a row and went into quarantine instead.
+    pub refused: u64,
     /// Offsets at which another message was archived before: the log went back in time.
     pub conflicts: Vec<Seq>,
 }
@@ -165,11 +169,66 @@ impl Archive {
     pub async fn page(&self, query: PageQuery) -> Result<Rows, ArchiveError> {
         match self {
             Self::Sqlite(sqlite) => {
+                // Waits here and not on a blocking thread, of which the writer needs one.
+                let turn = Arc::clone(sqlite.reads()).acquire_owned().await;
                 let sqlite = Arc::clone(sqlite);
-                tokio::task::spawn_blocking(move || sqlite.page(&query))
+                tokio::task::spawn_blocking(move || {
+                    let _turn = turn;
+                    sqlite.page(&query)
+                })
+                .await
+                .map_err(panicked)?
+            }
+        }
+    }
+
+    /// The newest offset of a room that was stored before `time_ms` (milliseconds since 1970).
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn older_than(
+        &self,
+        log: String,
+        room: RoomName,
+        time_ms: i64,
+    ) -> Result<Option<Seq>, ArchiveError> {
+        match self {
+            Self::Sqlite(sqlite) => {
+                let turn = Arc::clone(sqlite.reads()).acquire_owned().await;
+                let sqlite = Arc::clone(sqlite);
+                tokio::task::spawn_blocking(move || {
+                    let _turn = turn;
+                    sqlite.older_than(&log, &room, time_ms)
+                })
+                .await
+                .map_err(panicked)?
+            }
+        }
+    }
+
+    /// What is in quarantine, by stream and sequence, at most `max_messages`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn quarantined(
+        &self,
+        max_messages: u32,
+    ) -> Result<Vec<(String, Quarantined)>, ArchiveError> {
+        match self {
+            Self::Sqlite(sqlite) => {
+                let sqlite = Arc::clone(sqlite);
+                tokio::task::spawn_blocking(move || sqlite.quarantined(max_messages))
                     .await
                     .map_err(panicked)?
             }
+        }
+    }
+
+    /// How many pages were read from it since it was opened.
+    #[must_use]
+    pub fn pages_read(&self) -> u64 {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.pages_read(),
         }
     }
 
@@ -192,6 +251,14 @@ impl Archive {
             }
         }
     }
+}
+
+/// Headers as quarantine keeps them.
+pub(crate) fn headers_text(headers: &async_nats::HeaderMap) -> String {
+    let lines = headers
+        .iter()
+        .flat_map(|(name, values)| values.iter().map(move |value| format!("{name}: {value}\n")));
+    lines.collect()
 }
 
 fn panicked(error: tokio::task::JoinError) -> ArchiveError {

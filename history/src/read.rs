@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use moka::future::Cache;
 use weir_nats::placement::{Generation, Place};
-use weir_nats::replay::{Replay, ReplayError};
+use weir_nats::replay::{Replay, ReplayError, StreamState};
 use weir_nats::{Message, Position, RoomName, Seq};
 
 use crate::archive::{Archive, ArchiveError, PageQuery, Rows};
@@ -13,8 +13,6 @@ use crate::held::Held;
 
 /// Bytes of archive pages kept.
 const CACHE_MAX_BYTES: u64 = 64 << 20;
-/// A page that may still grow is shared by equal requests for this long at most.
-const CACHE_OPEN_PAGE: Duration = Duration::from_millis(200);
 /// Tries of a page whose tail was trimmed while it was read.
 const TRIES_MAX: usize = 5;
 /// Messages of the largest logical window (`history_size`) that is walked.
@@ -72,7 +70,6 @@ pub struct Reader {
     archive: Option<Archive>,
     replay: Replay,
     pages: Cache<PageQuery, Arc<Rows>>,
-    open_pages: Cache<PageQuery, Arc<Rows>>,
 }
 
 impl Reader {
@@ -86,14 +83,10 @@ impl Reader {
         let pages = Cache::builder()
             .max_capacity(CACHE_MAX_BYTES)
             .weigher(weigh);
-        let open_pages = Cache::builder()
-            .max_capacity(CACHE_MAX_BYTES / 4)
-            .weigher(weigh);
         Self {
             archive,
             replay,
             pages: pages.build(),
-            open_pages: open_pages.time_to_live(CACHE_OPEN_PAGE).build(),
         }
     }
 
@@ -121,12 +114,24 @@ impl Reader {
             messages: max_messages,
             bytes: max_bytes,
         };
+        let retired = lowest(place).min(up_to);
+        if page.reached < retired && self.archive.is_some() {
+            self.forward_retired(place, room, retired, &mut page, &mut left)
+                .await?;
+            if page.more {
+                return Ok(page);
+            }
+        }
         for (generation, next) in with_next(&place.generations) {
             let end = next
                 .map_or(Seq::MAX, |next| next.from.just_before())
                 .min(up_to);
             if page.reached >= end {
                 continue;
+            }
+            if left.is_used_up() {
+                page.more = true;
+                break;
             }
             self.forward_in(place, room, generation, end, &mut page, &mut left)
                 .await?;
@@ -135,6 +140,28 @@ impl Reader {
             }
         }
         Ok(page)
+    }
+
+    /// What lies below the oldest generation that is placed: the streams are gone, and only the
+    /// archive has it.
+    async fn forward_retired(
+        &self,
+        place: &Place,
+        room: &RoomName,
+        end: Seq,
+        page: &mut Page,
+        left: &mut Left,
+    ) -> Result<(), ReadError> {
+        let range = (page.reached, end);
+        let rows = self.rows(left.query(place, room, range, false)).await?;
+        page.reached = match rows.messages.last() {
+            Some(last) if rows.more => last.seq,
+            _ => end,
+        };
+        left.take(&rows.messages);
+        page.messages.extend(rows.messages.iter().cloned());
+        page.more = rows.more || left.is_used_up();
+        Ok(())
     }
 
     /// One generation: the archive up to its watermark, then the stream.
@@ -152,16 +179,8 @@ impl Reader {
             let held = self.held(stream);
             let watermark = held.end().min(end);
             if page.reached < watermark {
-                let query = PageQuery {
-                    log: place.log.clone(),
-                    room: room.clone(),
-                    after: page.reached,
-                    up_to: watermark,
-                    reverse: false,
-                    max_messages: left.messages,
-                    max_bytes: left.bytes,
-                };
-                let rows = self.rows(query).await?;
+                let range = (page.reached, watermark);
+                let rows = self.rows(left.query(place, room, range, false)).await?;
                 let reached = match rows.messages.last() {
                     Some(last) if rows.more => last.seq,
                     _ => watermark,
@@ -180,8 +199,7 @@ impl Reader {
             if page.reached >= end {
                 return Ok(());
             }
-            let Some(before) = self.state(stream).await? else {
-                // Gone since the placement was read; what it had is archived.
+            let Some(before) = self.state_of(place, stream).await? else {
                 return Ok(());
             };
             let tail = self
@@ -193,14 +211,9 @@ impl Reader {
                     left.messages,
                     left.bytes,
                 )
-                .await;
-            let tail = match tail {
-                Ok(tail) => tail,
-                Err(ReplayError::NoStream(_)) => return Ok(()),
-                Err(error) => return Err(error.into()),
-            };
+                .await?;
             // Read after the tail: below it nothing was trimmed unseen.
-            let Some(after) = self.state(stream).await? else {
+            let Some(after) = self.state_of(place, stream).await? else {
                 return Ok(());
             };
             if after.first.get() > page.reached.read_from() {
@@ -277,75 +290,101 @@ impl Reader {
             messages: max_messages,
             bytes: max_bytes,
         };
-        let mut before = before;
-        let mut archived_up_to = Seq::ZERO;
-        for (generation, _) in with_next(&place.generations).rev() {
+        // Everything at or below `top` is still to be read.
+        let mut top = before.map(Seq::just_before);
+        for generation in place.generations.iter().rev() {
             let low = generation.from.just_before();
-            if before.is_some_and(|before| before.just_before() <= low) {
+            if top.is_some_and(|top| top <= low) {
                 continue;
             }
-            let watermark = self.held(&generation.stream).end();
-            archived_up_to = archived_up_to.max(watermark);
-            let above = watermark.max(low);
-            if before.is_none_or(|before| before.just_before() > above) {
-                let tail = self
-                    .replay
-                    .backward(
-                        &generation.stream,
-                        &place.stored_subject,
-                        before,
-                        above,
-                        left.messages,
-                        left.bytes,
-                    )
-                    .await;
-                let tail = match tail {
-                    Ok(tail) => tail,
-                    Err(ReplayError::NoStream(_)) => weir_nats::replay::ReplayPage::default(),
-                    Err(error) => return Err(error.into()),
-                };
-                left.take(&tail.messages);
-                page.messages.extend(tail.messages);
-                if tail.more || left.is_used_up() {
-                    page.more = true;
-                    return Ok(page);
-                }
-                before = Some(Seq::new(above.read_from()));
+            self.backward_in(place, room, generation, top, &mut page, &mut left)
+                .await?;
+            if page.more {
+                return Ok(page);
             }
-            if archived_up_to > low && watermark > Seq::ZERO {
-                // The rest of this generation, and all before it, is one walk through the archive.
-                break;
-            }
+            top = Some(low);
         }
-        if self.archive.is_some() {
-            let up_to = before.map_or(Seq::MAX, Seq::just_before);
-            let query = PageQuery {
-                log: place.log.clone(),
-                room: room.clone(),
-                after: Seq::ZERO,
-                up_to,
-                reverse: true,
-                max_messages: left.messages,
-                max_bytes: left.bytes,
-            };
-            let rows = self.rows(query).await?;
+        let rest = (Seq::ZERO, top.unwrap_or(Seq::ZERO).min(lowest(place)));
+        if rest.0 < rest.1 && self.archive.is_some() {
+            let rows = self.rows(left.query(place, room, rest, true)).await?;
             page.messages.extend(rows.messages.iter().cloned());
             page.more = rows.more;
-        }
-        if let (Some(oldest), Some(newest)) = (page.messages.last(), page.messages.first()) {
-            page.whole = self.is_whole(place, oldest.seq, newest.seq);
         }
         Ok(page)
     }
 
-    /// True if no hole of the current generation lies between two offsets. Older generations end in
-    /// a loss by definition, and are read as far as they are held.
-    fn is_whole(&self, place: &Place, oldest: Seq, newest: Seq) -> bool {
-        let current = place.current();
-        let held = self.held(&current.stream);
-        let from = oldest.max(current.from.just_before());
-        let up_to = newest.min(held.end());
-        held.covers(from, up_to)
+    /// One generation, newest first: the stream above the archive's watermark, then the archive.
+    async fn backward_in(
+        &self,
+        place: &Place,
+        room: &RoomName,
+        generation: &Generation,
+        top: Option<Seq>,
+        page: &mut Page,
+        left: &mut Left,
+    ) -> Result<(), ReadError> {
+        let stream = &generation.stream;
+        let low = generation.from.just_before();
+        for _ in 0..TRIES_MAX {
+            let held = self.held(stream);
+            let above = held.end().max(low);
+            if top.is_none_or(|top| top > above)
+                && let Some(before) = self.state_of(place, stream).await?
+            {
+                let end = top
+                    .map_or(before.last, |top| top.min(before.last))
+                    .read_from();
+                let tail = self
+                    .replay
+                    .backward(
+                        stream,
+                        &place.stored_subject,
+                        Some(Seq::new(end)),
+                        above,
+                        left.messages,
+                        left.bytes,
+                    )
+                    .await?;
+                let Some(after) = self.state_of(place, stream).await? else {
+                    continue;
+                };
+                // The lowest offset that this tail speaks for.
+                let oldest = tail.messages.last().map(|oldest| oldest.seq);
+                let down_to = oldest.filter(|_| tail.more).unwrap_or(above);
+                if after.first.get() > down_to.read_from() {
+                    // Trimmed below the tail, after the watermark was read: the archive has it, or
+                    // is about to, or it is a hole.
+                    if self.held(stream).end() > above
+                        || self.nothing_was_lost(stream, above, after.first).await
+                    {
+                        continue;
+                    }
+                    page.whole = false;
+                }
+                left.take(&tail.messages);
+                page.messages.extend(tail.messages);
+                if tail.more || left.is_used_up() {
+                    page.more = true;
+                    return Ok(());
+                }
+            }
+            let up_to = top.map_or(held.end(), |top| top.min(held.end()));
+            if low < up_to {
+                let rows = self
+                    .rows(left.query(place, room, (low, up_to), true))
+                    .await?;
+                let down_to = match rows.messages.last() {
+                    Some(oldest) if rows.more => oldest.seq.just_before(),
+                    _ => low,
+                };
+                page.whole &= held.covers(down_to, up_to);
+                left.take(&rows.messages);
+                page.messages.extend(rows.messages.iter().cloned());
+                page.more = rows.more || left.is_used_up();
+            }
+            return Ok(());
+        }
+        Err(ReadError::Trimmed(stream.clone()))
     }
 
     /// True if everything after `after` in the current epoch is still somewhere, no hole between.
@@ -361,6 +400,10 @@ impl Reader {
             let held = self.held(&current.stream);
             let watermark = held.end();
             let state = self.replay.state(&current.stream).await?;
+            if after > state.last.max(watermark) {
+                // Ahead of the log: whoever saw that offset saw something that is gone.
+                return Ok(false);
+            }
             let from = after.max(watermark);
             if state.first.get() <= from.read_from() {
                 return Ok(held.covers(after, watermark));
@@ -488,7 +531,12 @@ impl Reader {
         max_bytes: u32,
     ) -> Result<Page, ReadError> {
         let oldest_ms = window.oldest_ms(now_ms());
-        let floor = self.window_floor(place, room, window).await?;
+        let mut floor = self.window_floor(place, room, window).await?;
+        if let (Some(archive), Some(_)) = (&self.archive, window.ttl) {
+            // So that an old room is not walked from its beginning.
+            let outside = archive.older_than(place.log.clone(), room.clone(), oldest_ms);
+            floor = floor.max(outside.await.map_err(Arc::new)?.unwrap_or(Seq::ZERO));
+        }
         let mut page = if reverse {
             let mut page = self
                 .backward(place, room, since, max_messages, max_bytes)
@@ -571,33 +619,44 @@ impl Reader {
             .unwrap_or_default()
     }
 
-    async fn state(
+    /// `None` for an old generation that is gone since the placement was read: what it had is
+    /// archived. The current one must be there.
+    async fn state_of(
         &self,
+        place: &Place,
         stream: &str,
-    ) -> Result<Option<weir_nats::replay::StreamState>, ReadError> {
+    ) -> Result<Option<StreamState>, ReadError> {
         match self.replay.state(stream).await {
             Ok(state) => Ok(Some(state)),
-            Err(ReplayError::NoStream(_)) => Ok(None),
+            Err(ReplayError::NoStream(_)) if place.current().stream != stream => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Equal requests are one query. A full page never changes and is kept; one that may still grow
-    /// is shared only for a moment.
+    /// Equal requests are one query. Rows up to a watermark never change, so their pages are kept;
+    /// a full forward page also answers when the watermark has moved on.
     async fn rows(&self, query: PageQuery) -> Result<Arc<Rows>, ReadError> {
         let Some(archive) = self.archive.clone() else {
             return Ok(Arc::default());
         };
-        if let Some(rows) = self.pages.get(&query).await {
+        let open_ended = PageQuery {
+            up_to: Seq::MAX,
+            ..query.clone()
+        };
+        if !query.reverse
+            && let Some(rows) = self.pages.get(&open_ended).await
+            && rows.messages.last().is_some_and(|m| m.seq <= query.up_to)
+        {
             return Ok(rows);
         }
+        let is_forward = !query.reverse;
         let read = {
             let query = query.clone();
             async move { archive.page(query).await.map(Arc::new) }
         };
-        let rows = self.open_pages.try_get_with(query.clone(), read).await?;
-        if rows.more && !query.reverse {
-            self.pages.insert(query, Arc::clone(&rows)).await;
+        let rows = self.pages.try_get_with(query, read).await?;
+        if rows.more && is_forward {
+            self.pages.insert(open_ended, Arc::clone(&rows)).await;
         }
         Ok(rows)
     }
@@ -621,6 +680,25 @@ impl Left {
 
     fn is_used_up(&self) -> bool {
         self.messages == 0 || self.bytes == 0
+    }
+
+    /// A query for what still fits, of the rows in (after, up_to].
+    fn query(
+        &self,
+        place: &Place,
+        room: &RoomName,
+        (after, up_to): (Seq, Seq),
+        reverse: bool,
+    ) -> PageQuery {
+        PageQuery {
+            log: place.log.clone(),
+            room: room.clone(),
+            after,
+            up_to,
+            reverse,
+            max_messages: self.messages,
+            max_bytes: self.bytes,
+        }
     }
 }
 
@@ -662,6 +740,14 @@ fn with_next(
         .iter()
         .enumerate()
         .map(|(nth, generation)| (generation, generations.get(nth + 1)))
+}
+
+/// The offset below which no placed stream reaches.
+fn lowest(place: &Place) -> Seq {
+    place
+        .generations
+        .first()
+        .map_or(Seq::ZERO, |oldest| oldest.from.just_before())
 }
 
 fn now_ms() -> i64 {

@@ -20,6 +20,7 @@ CREATE TABLE IF NOT EXISTS streams (
     slot     INTEGER NOT NULL,
     epoch    TEXT NOT NULL,
     from_seq INTEGER NOT NULL,
+    created  TEXT NOT NULL,
     seq      INTEGER NOT NULL,
     msg_id   TEXT NOT NULL,
     time_ms  INTEGER NOT NULL

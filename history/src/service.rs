@@ -4,13 +4,15 @@
 //! Answers like a service of the NATS micro framework (ADR-32), so `nats micro info` finds it, and
 //! goes into the asker's own inbox only.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_nats::{Client, Message};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -149,23 +151,20 @@ impl HistoryService {
             };
             let answer = answer.unwrap_or_else(|(code, message)| {
                 let temporary = matches!(code, 100 | 111);
-                json!({"error": {"code": code, "message": message, "temporary": temporary}})
+                let error = json!({"code": code, "message": message, "temporary": temporary});
+                json!({ "error": error }).to_string()
             });
-            service.send(reply, &answer).await;
+            service.send(reply, answer).await;
         });
     }
 
-    async fn send(&self, reply: String, answer: &Value) {
-        if let Err(error) = self
-            .client
-            .publish(reply, Bytes::from(answer.to_string()))
-            .await
-        {
+    async fn send(&self, reply: String, answer: String) {
+        if let Err(error) = self.client.publish(reply, Bytes::from(answer)).await {
             tracing::debug!(%error, "history answer not sent");
         }
     }
 
-    async fn answer(&self, user: &str, request: &Message) -> Result<Value, (u32, String)> {
+    async fn answer(&self, user: &str, request: &Message) -> Result<String, (u32, String)> {
         let bad = |text: String| (107, text);
         let mut tokens = request.subject.split('.').skip(2);
         let (ns, id) = (
@@ -207,10 +206,10 @@ impl HistoryService {
         body: &Request,
         window: &Window,
         limit: u32,
-    ) -> Result<Value, crate::read::ReadError> {
+    ) -> Result<String, crate::read::ReadError> {
         let head = self.reader.head(place).await?;
         let since = body.since.as_ref().map(|since| Seq::new(since.offset));
-        let mut answer = json!({ "epoch": head.epoch.as_str(), "offset": head.offset.get() });
+        let mut recovered = None;
         let page = if body.recover {
             let epoch = body
                 .since
@@ -230,7 +229,7 @@ impl HistoryService {
                     PAGE_MAX_BYTES,
                 )
                 .await?;
-            answer["recovered"] = recovery.recovered.into();
+            recovered = Some(recovery.recovered);
             recovery.page
         } else if limit == 0 {
             Page {
@@ -252,12 +251,15 @@ impl HistoryService {
                 )
                 .await?
         };
-        answer["publications"] = page.messages.iter().map(|m| publication(m)).collect();
-        answer["more"] = page.more.into();
-        if !body.recover {
-            answer["whole"] = page.whole.into();
-        }
-        Ok(answer)
+        let answer = Answer {
+            publications: page.messages.iter().map(|m| publication(m)).collect(),
+            epoch: head.epoch.as_str(),
+            offset: head.offset.get(),
+            more: page.more,
+            whole: recovered.is_none().then_some(page.whole),
+            recovered,
+        };
+        Ok(serde_json::to_string(&answer).expect("an answer becomes JSON"))
     }
 
     /// `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`, for all, by name, and by name and id.
@@ -299,26 +301,56 @@ impl HistoryService {
         }
         let service = self.clone();
         self.tasks
-            .spawn(async move { service.send(reply, &answer).await });
+            .spawn(async move { service.send(reply, answer.to_string()).await });
     }
 }
 
-/// A publication as bots read it: JSON payloads as JSON, others as base64.
-fn publication(message: &weir_nats::Message) -> Value {
-    let mut publication = json!({ "offset": message.seq.get(), "time": message.time_ms });
-    if let Some(author) = &message.author {
-        publication["user"] = author.user.as_str().into();
-        if !author.client.is_empty() {
-            publication["client"] = author.client.as_str().into();
-        }
-        publication["door"] = author.door.as_str().into();
+#[derive(Serialize)]
+struct Answer<'a> {
+    publications: Vec<Publication<'a>>,
+    epoch: &'a str,
+    offset: u64,
+    more: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    whole: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recovered: Option<bool>,
+}
+
+/// A publication as bots read it. A JSON payload is embedded byte for byte, so that no number or
+/// order of keys changes; any other is base64.
+#[derive(Serialize)]
+struct Publication<'a> {
+    offset: u64,
+    time: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    door: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tags: Option<&'a BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    b64data: Option<String>,
+}
+
+fn publication(message: &weir_nats::Message) -> Publication<'_> {
+    let author = message.author.as_ref();
+    let data = serde_json::from_slice::<&RawValue>(&message.data).ok();
+    let base64 = || data_encoding::BASE64.encode(&message.data);
+    Publication {
+        offset: message.seq.get(),
+        time: message.time_ms,
+        user: author.map(|author| author.user.as_str()),
+        client: author
+            .map(|author| author.client.as_str())
+            .filter(|client| !client.is_empty()),
+        door: author.map(|author| author.door.as_str()),
+        tags: (!message.tags.is_empty()).then_some(&message.tags),
+        b64data: data.is_none().then(base64),
+        data,
     }
-    if !message.tags.is_empty() {
-        publication["tags"] = json!(message.tags);
-    }
-    match serde_json::from_slice::<Value>(&message.data) {
-        Ok(data) => publication["data"] = data,
-        Err(_) => publication["b64data"] = data_encoding::BASE64.encode(&message.data).into(),
-    }
-    publication
 }

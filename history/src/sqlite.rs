@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use tokio::sync::watch;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use tokio::sync::{Semaphore, watch};
 use weir_nats::guard::Known;
 use weir_nats::{Author, Door, Message, RoomName, Seq};
 
-use crate::archive::{Appended, ArchiveError, Batch, HeldByStream, PageQuery, Rows};
+use crate::archive::headers_text;
+use crate::archive::{Appended, ArchiveError, Batch, HeldByStream, PageQuery, Quarantined, Rows};
 use crate::held::Held;
 
 const SCHEMA: &str = include_str!("schema.sql");
@@ -32,6 +33,8 @@ pub struct Sqlite {
     writer: Mutex<Writer>,
     readers: Vec<Mutex<Connection>>,
     next_reader: AtomicUsize,
+    reads: Arc<Semaphore>,
+    pages_read: AtomicU64,
     held: watch::Sender<HeldByStream>,
 }
 
@@ -74,6 +77,8 @@ impl Sqlite {
             }),
             readers,
             next_reader: AtomicUsize::new(0),
+            reads: Arc::new(Semaphore::new(READERS)),
+            pages_read: AtomicU64::new(0),
             held: watch::Sender::new(held),
         })
     }
@@ -97,11 +102,11 @@ impl Sqlite {
     pub fn known(&self) -> Result<Vec<(String, Known)>, ArchiveError> {
         let connection = self.reader();
         let mut statement = connection
-            .prepare_cached("SELECT stream, seq, msg_id, time_ms FROM streams")
+            .prepare_cached("SELECT stream, seq, msg_id, time_ms, created FROM streams")
             .map_err(|error| self.explain(&error))?;
         let rows = statement.query_map([], |row| {
             let known = Known {
-                created: String::new(),
+                created: row.get(4)?,
                 seq: to_seq(row.get(1)?),
                 id: row.get(2)?,
                 time_ms: row.get(3)?,
@@ -138,6 +143,7 @@ impl Sqlite {
     /// # Errors
     /// When they cannot be read.
     pub fn page(&self, query: &PageQuery) -> Result<Rows, ArchiveError> {
+        self.pages_read.fetch_add(1, Ordering::Relaxed);
         self.read_page(query).map_err(|error| self.explain(&error))
     }
 
@@ -191,6 +197,71 @@ impl Sqlite {
             .map_err(|error| self.explain(&error))
     }
 
+    /// The newest offset of a room that was stored before `time_ms`.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn older_than(
+        &self,
+        log: &str,
+        room: &RoomName,
+        time_ms: i64,
+    ) -> Result<Option<Seq>, ArchiveError> {
+        let connection = self.reader();
+        let found = room_id(&connection, log, room).and_then(|room| {
+            connection
+                .prepare_cached(
+                    "SELECT offset FROM messages WHERE room = ?1 AND time_ms < ?2
+                     ORDER BY offset DESC LIMIT 1",
+                )?
+                .query_row(params![room, time_ms], |row| row.get(0))
+                .optional()
+        });
+        found
+            .map(|offset| offset.map(to_seq))
+            .map_err(|error| self.explain(&error))
+    }
+
+    /// What is in quarantine.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn quarantined(
+        &self,
+        max_messages: u32,
+    ) -> Result<Vec<(String, Quarantined)>, ArchiveError> {
+        let connection = self.reader();
+        let mut statement = connection
+            .prepare_cached(
+                "SELECT stream, seq, subject, headers, data, reason FROM quarantine
+                 ORDER BY stream, seq LIMIT ?1",
+            )
+            .map_err(|error| self.explain(&error))?;
+        let rows = statement.query_map([max_messages], |row| {
+            let refused = Quarantined {
+                seq: to_seq(row.get(1)?),
+                subject: row.get(2)?,
+                headers: row.get(3)?,
+                data: row.get::<_, Vec<u8>>(4)?.into(),
+                reason: row.get(5)?,
+            };
+            Ok((row.get(0)?, refused))
+        });
+        rows.and_then(Iterator::collect)
+            .map_err(|error| self.explain(&error))
+    }
+
+    /// One permit a reader connection.
+    pub(crate) fn reads(&self) -> &Arc<Semaphore> {
+        &self.reads
+    }
+
+    /// Pages read since it was opened.
+    #[must_use]
+    pub fn pages_read(&self) -> u64 {
+        self.pages_read.load(Ordering::Relaxed)
+    }
+
     fn reader(&self) -> MutexGuard<'_, Connection> {
         let nth = self.next_reader.fetch_add(1, Ordering::Relaxed) % READERS;
         self.readers[nth]
@@ -209,15 +280,17 @@ impl Writer {
         let stream = &batch.generation.stream;
         transaction
             .prepare_cached(
-                "INSERT INTO streams (stream, log, slot, epoch, from_seq, seq, msg_id, time_ms)
-                 VALUES (?1, ?2, ?3, ?4, ?5, 0, '', 0) ON CONFLICT (stream) DO NOTHING",
+                "INSERT INTO streams (stream, log, slot, epoch, from_seq, created, seq, msg_id, time_ms)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, '', 0)
+                 ON CONFLICT (stream) DO UPDATE SET created = ?6 WHERE created <> ?6",
             )?
             .execute(params![
                 stream,
                 batch.log,
                 batch.slot,
                 batch.generation.epoch.as_str(),
-                to_i64(batch.generation.from)
+                to_i64(batch.generation.from),
+                batch.created
             ])?;
         let stream_id: i64 = transaction
             .prepare_cached("SELECT id FROM streams WHERE stream = ?1")?
@@ -242,7 +315,16 @@ impl Writer {
                     id
                 }
             };
-            let inserted = insert(&transaction, room_id, stream_id, message)?;
+            let inserted = match insert(&transaction, room_id, stream_id, message) {
+                Ok(inserted) => inserted,
+                Err(error) if is_of_the_row(&error) => {
+                    let refused = Quarantined::from_row(&batch.log, room, message, &error);
+                    quarantine(&transaction, stream, &refused)?;
+                    appended.refused += 1;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             appended.rows += inserted;
             if inserted == 0 {
                 let there: String = transaction
@@ -256,19 +338,8 @@ impl Writer {
             }
         }
         for refused in &batch.refused {
-            transaction
-                .prepare_cached(
-                    "INSERT INTO quarantine (stream, seq, subject, headers, data, reason)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING",
-                )?
-                .execute(params![
-                    stream,
-                    to_i64(refused.seq),
-                    refused.subject,
-                    refused.headers,
-                    &refused.data[..],
-                    refused.reason
-                ])?;
+            quarantine(&transaction, stream, refused)?;
+            appended.refused += 1;
         }
         if let Some((_, newest)) = batch.rows.iter().max_by_key(|(_, message)| message.seq) {
             transaction
@@ -287,6 +358,34 @@ impl Writer {
         transaction.commit()?;
         Ok(appended)
     }
+}
+
+fn quarantine(
+    connection: &Connection,
+    stream: &str,
+    refused: &Quarantined,
+) -> rusqlite::Result<usize> {
+    connection
+        .prepare_cached(
+            "INSERT INTO quarantine (stream, seq, subject, headers, data, reason)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING",
+        )?
+        .execute(params![
+            stream,
+            to_i64(refused.seq),
+            refused.subject,
+            refused.headers,
+            &refused.data[..],
+            refused.reason
+        ])
+}
+
+/// True if the error is about this row and would come again with every try.
+fn is_of_the_row(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch)
+    )
 }
 
 fn insert(
@@ -421,6 +520,27 @@ fn read_message(row: &rusqlite::Row<'_>) -> rusqlite::Result<Message> {
         tags,
         data: row.get::<_, Vec<u8>>(8)?.into(),
     })
+}
+
+impl Quarantined {
+    /// A message that SQLite does not take as a row.
+    fn from_row(log: &str, room: &RoomName, message: &Message, error: &rusqlite::Error) -> Self {
+        let nobody = Author {
+            user: String::new(),
+            client: String::new(),
+            info: None,
+            door: Door::Socket,
+        };
+        let author = message.author.as_ref().unwrap_or(&nobody);
+        let headers = weir_nats::message::stamp(room, author, &message.tags, &message.id);
+        Self {
+            seq: message.seq,
+            subject: room.stored_subject(log),
+            headers: headers_text(&headers),
+            data: message.data.clone(),
+            reason: error.to_string(),
+        }
+    }
 }
 
 fn explain(path: &Path, error: &rusqlite::Error) -> ArchiveError {

@@ -1,7 +1,7 @@
 //! Knows: how a stream gets into the archive: read on from what is held, prove, write, repeat.
 //! Never: SQL, rooms' readers.
 //!
-//! There is no JetStream consumer: the held range *is* the cursor (docs/decisions/0003). So a killed
+//! There is no JetStream consumer: the held range *is* the cursor (docs/decisions/0005). So a killed
 //! worker, an emptied or a restored archive go on from what they hold, and no acknowledgement can
 //! be ahead of it.
 
@@ -18,7 +18,7 @@ use weir_nats::placement::{Generation, Slot};
 use weir_nats::replay::{Replay, Scanned, StreamState};
 use weir_nats::{Placements, Seq};
 
-use crate::archive::{Archive, Batch, Quarantined};
+use crate::archive::{Archive, Batch, Quarantined, headers_text};
 use crate::held::{Held, proven};
 
 /// Messages of one batch.
@@ -192,8 +192,7 @@ impl Worker {
             return Ok(Step::Nothing);
         }
         let batch = make_batch(slot, generation, held_end, page, &before, &after);
-        let (rows, refused) = (batch.rows.len(), batch.refused.len() as u64);
-        let has_rows = rows > 0 || refused > 0;
+        let has_rows = !batch.rows.is_empty() || !batch.refused.is_empty();
         let appended = self.archive.append(batch).await.map_err(|e| text(&e))?;
         self.metrics
             .rows
@@ -201,7 +200,7 @@ impl Worker {
         self.metrics.batches.fetch_add(1, Ordering::Relaxed);
         self.metrics
             .quarantined
-            .fetch_add(refused, Ordering::Relaxed);
+            .fetch_add(appended.refused, Ordering::Relaxed);
         if !appended.conflicts.is_empty() {
             let count = appended.conflicts.len() as u64;
             self.metrics.conflicts.fetch_add(count, Ordering::Relaxed);
@@ -223,7 +222,8 @@ impl Worker {
             return Step::Nothing;
         }
         match self.guard.retire(&slot.log, &generation.stream).await {
-            Ok(()) => {
+            Ok(false) => Step::Nothing,
+            Ok(true) => {
                 tracing::info!(stream = %generation.stream, "old generation archived and retired");
                 Step::Ended
             }
@@ -278,12 +278,6 @@ fn make_batch(
         rows,
         refused,
         held,
+        created: after.created.clone(),
     }
-}
-
-fn headers_text(headers: &async_nats::HeaderMap) -> String {
-    let lines = headers
-        .iter()
-        .flat_map(|(name, values)| values.iter().map(move |value| format!("{name}: {value}\n")));
-    lines.collect()
 }

@@ -124,7 +124,11 @@ impl Replay {
             last_seq: u64,
         }
         let subject = format!("$JS.API.STREAM.INFO.{stream}");
-        let reply = self.request(stream, subject, Bytes::new()).await?;
+        let reply = match self.request(stream, subject, Bytes::new()).await {
+            // Nobody serves JetStream just now, which says nothing of the stream.
+            Err(ReplayError::NoStream(stream)) => return Err(ReplayError::TimedOut(stream)),
+            reply => reply?,
+        };
         let answer: Answer = serde_json::from_slice(&reply.payload)
             .map_err(|_| ReplayError::Malformed(stream.to_owned()))?;
         if let Some(error) = answer.error {

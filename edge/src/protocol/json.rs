@@ -2,10 +2,8 @@
 //!
 //! A frame holds one or more commands or replies, separated by one `\n`. Payloads are embedded raw.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use weir_nats::{Epoch, Message, Seq};
 
@@ -27,129 +25,146 @@ pub enum DecodeError {
     TooMany(usize),
 }
 
+/// `null` counts as absent, as in the protocol's other implementations.
+fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// A payload may be `null`, which is not the same as none.
+fn payload<'de, D>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
 #[derive(Deserialize)]
 struct RawCommand<'a> {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     id: u32,
     #[serde(borrow)]
     connect: Option<RawConnect<'a>>,
-    #[serde(borrow)]
-    subscribe: Option<RawSubscribe<'a>>,
-    #[serde(borrow)]
-    unsubscribe: Option<RawChannel<'a>>,
+    subscribe: Option<RawSubscribe>,
+    unsubscribe: Option<RawChannel>,
     #[serde(borrow)]
     publish: Option<RawPublish<'a>>,
-    #[serde(borrow)]
-    presence: Option<RawChannel<'a>>,
-    #[serde(borrow)]
-    presence_stats: Option<RawChannel<'a>>,
-    #[serde(borrow)]
-    history: Option<RawHistory<'a>>,
+    presence: Option<RawChannel>,
+    presence_stats: Option<RawChannel>,
+    history: Option<RawHistory>,
     ping: Option<serde::de::IgnoredAny>,
     #[serde(borrow)]
     send: Option<RawData<'a>>,
     #[serde(borrow)]
     rpc: Option<RawRpc<'a>>,
-    #[serde(borrow)]
-    refresh: Option<RawToken<'a>>,
-    #[serde(borrow)]
-    sub_refresh: Option<RawToken<'a>>,
-}
-
-#[derive(Deserialize)]
-#[serde(default)]
-#[derive(Default)]
-struct RawConnect<'a> {
-    #[serde(borrow)]
-    token: Cow<'a, str>,
-    #[serde(borrow)]
-    data: Option<&'a RawValue>,
-    #[serde(borrow)]
-    name: Cow<'a, str>,
-    #[serde(borrow)]
-    version: Cow<'a, str>,
+    refresh: Option<RawToken>,
+    sub_refresh: Option<RawToken>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct RawSubscribe<'a> {
+struct RawConnect<'a> {
+    #[serde(deserialize_with = "nullable")]
+    token: String,
     #[serde(borrow)]
-    channel: Cow<'a, str>,
-    #[serde(borrow)]
-    token: Cow<'a, str>,
+    data: Option<&'a RawValue>,
+    #[serde(deserialize_with = "nullable")]
+    name: String,
+    #[serde(deserialize_with = "nullable")]
+    version: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawSubscribe {
+    #[serde(deserialize_with = "nullable")]
+    channel: String,
+    #[serde(deserialize_with = "nullable")]
+    token: String,
+    #[serde(deserialize_with = "nullable")]
     recover: bool,
-    #[serde(borrow)]
-    epoch: Cow<'a, str>,
+    #[serde(deserialize_with = "nullable")]
+    epoch: String,
+    #[serde(deserialize_with = "nullable")]
     offset: u64,
+    #[serde(deserialize_with = "nullable")]
     positioned: bool,
+    #[serde(deserialize_with = "nullable")]
     recoverable: bool,
+    #[serde(deserialize_with = "nullable")]
     join_leave: bool,
+    #[serde(deserialize_with = "nullable")]
     flag: i64,
-    #[serde(rename = "type")]
+    #[serde(rename = "type", deserialize_with = "nullable")]
     kind: i32,
-    #[serde(borrow)]
-    delta: Cow<'a, str>,
+    #[serde(deserialize_with = "nullable")]
+    delta: String,
     tf: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct RawChannel<'a> {
-    #[serde(borrow)]
-    channel: Cow<'a, str>,
+struct RawChannel {
+    #[serde(deserialize_with = "nullable")]
+    channel: String,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct RawPublish<'a> {
-    #[serde(borrow)]
-    channel: Cow<'a, str>,
-    #[serde(borrow)]
+    #[serde(deserialize_with = "nullable")]
+    channel: String,
+    #[serde(borrow, deserialize_with = "payload")]
     data: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct RawHistory<'a> {
-    #[serde(borrow)]
-    channel: Cow<'a, str>,
+struct RawHistory {
+    #[serde(deserialize_with = "nullable")]
+    channel: String,
+    #[serde(deserialize_with = "nullable")]
     limit: i32,
-    #[serde(borrow)]
-    since: Option<RawPosition<'a>>,
+    since: Option<RawPosition>,
+    #[serde(deserialize_with = "nullable")]
     reverse: bool,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct RawPosition<'a> {
+struct RawPosition {
+    #[serde(deserialize_with = "nullable")]
     offset: u64,
-    #[serde(borrow)]
-    epoch: Cow<'a, str>,
+    #[serde(deserialize_with = "nullable")]
+    epoch: String,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct RawData<'a> {
-    #[serde(borrow)]
+    #[serde(borrow, deserialize_with = "payload")]
     data: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct RawRpc<'a> {
-    #[serde(borrow)]
-    method: Cow<'a, str>,
-    #[serde(borrow)]
+    #[serde(deserialize_with = "nullable")]
+    method: String,
+    #[serde(borrow, deserialize_with = "payload")]
     data: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct RawToken<'a> {
-    #[serde(borrow)]
-    channel: Cow<'a, str>,
-    #[serde(borrow)]
-    token: Cow<'a, str>,
+struct RawToken {
+    #[serde(deserialize_with = "nullable")]
+    channel: String,
+    #[serde(deserialize_with = "nullable")]
+    token: String,
 }
 
 /// Reads a text frame. One trailing line break is tolerated.
@@ -182,51 +197,49 @@ impl RawCommand<'_> {
         };
         let kind = if let Some(connect) = self.connect {
             CommandKind::Connect(Connect {
-                token: connect.token.into_owned(),
+                token: connect.token,
                 data: connect.data.map(|data| bytes(Some(data))),
-                name: connect.name.into_owned(),
-                version: connect.version.into_owned(),
+                name: connect.name,
+                version: connect.version,
             })
         } else if let Some(subscribe) = self.subscribe {
             CommandKind::Subscribe(Subscribe {
-                channel: subscribe.channel.into_owned(),
-                token: subscribe.token.into_owned(),
+                channel: subscribe.channel,
+                token: subscribe.token,
                 recover: subscribe.recover,
-                epoch: subscribe.epoch.into_owned(),
+                epoch: subscribe.epoch,
                 offset: subscribe.offset,
                 positioned: subscribe.positioned,
                 recoverable: subscribe.recoverable,
                 join_leave: subscribe.join_leave,
                 flag: subscribe.flag,
                 kind: subscribe.kind,
-                delta: subscribe.delta.into_owned(),
+                delta: subscribe.delta,
                 has_tags_filter: subscribe.tf.is_some(),
             })
         } else if let Some(unsubscribe) = self.unsubscribe {
             CommandKind::Unsubscribe {
-                channel: unsubscribe.channel.into_owned(),
+                channel: unsubscribe.channel,
             }
         } else if let Some(publish) = self.publish {
             let data = bytes(publish.data);
             CommandKind::Publish {
-                channel: publish.channel.into_owned(),
+                channel: publish.channel,
                 data,
             }
         } else if let Some(presence) = self.presence {
             CommandKind::Presence {
-                channel: presence.channel.into_owned(),
+                channel: presence.channel,
             }
         } else if let Some(stats) = self.presence_stats {
             CommandKind::PresenceStats {
-                channel: stats.channel.into_owned(),
+                channel: stats.channel,
             }
         } else if let Some(history) = self.history {
             CommandKind::History(History {
-                channel: history.channel.into_owned(),
+                channel: history.channel,
                 limit: history.limit,
-                since: history
-                    .since
-                    .map(|since| (since.offset, since.epoch.into_owned())),
+                since: history.since.map(|since| (since.offset, since.epoch)),
                 reverse: history.reverse,
             })
         } else if self.ping.is_some() {
@@ -237,17 +250,17 @@ impl RawCommand<'_> {
             }
         } else if let Some(rpc) = self.rpc {
             CommandKind::Rpc {
-                method: rpc.method.into_owned(),
+                method: rpc.method,
                 data: bytes(rpc.data),
             }
         } else if let Some(refresh) = self.refresh {
             CommandKind::Refresh {
-                token: refresh.token.into_owned(),
+                token: refresh.token,
             }
         } else if let Some(refresh) = self.sub_refresh {
             CommandKind::SubRefresh {
-                channel: refresh.channel.into_owned(),
-                token: refresh.token.into_owned(),
+                channel: refresh.channel,
+                token: refresh.token,
             }
         } else {
             CommandKind::Empty
@@ -256,10 +269,49 @@ impl RawCommand<'_> {
     }
 }
 
-/// True if the bytes are one JSON value.
+/// How deep arrays and objects of a payload may nest, in levels. Many parsers stop at 128; this
+/// leaves room for the frames and pages that payloads are put into.
+pub const PAYLOAD_DEPTH_MAX_LEVELS: u32 = 100;
+
+/// True if the bytes are one JSON value in UTF-8, nested at most [`PAYLOAD_DEPTH_MAX_LEVELS`] deep.
+///
+/// UTF-8 is checked on its own: serde_json does not look into strings that it skips, and a text
+/// frame that is not UTF-8 makes every browser in the room close.
 #[must_use]
 pub fn is_json(bytes: &[u8]) -> bool {
-    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok()
+    simdutf8::basic::from_utf8(bytes).is_ok_and(|text| {
+        serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() && !is_too_deep(bytes)
+    })
+}
+
+/// Whether valid JSON nests deeper than allowed. Values are skipped without recursion, so depth is
+/// no danger here, but it is to those who read the payload later.
+fn is_too_deep(json: &[u8]) -> bool {
+    let (mut depth, mut rest) = (0_u32, json);
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            b'"' => rest = after_string(after),
+            _ => {}
+        }
+        if depth > PAYLOAD_DEPTH_MAX_LEVELS {
+            return true;
+        }
+    }
+    false
+}
+
+/// What follows a string whose opening quote was taken.
+fn after_string(mut rest: &[u8]) -> &[u8] {
+    while let Some(found) = memchr::memchr2(b'"', b'\\', rest) {
+        if rest[found] == b'"' {
+            return &rest[found + 1..];
+        }
+        rest = rest.get(found + 2..).unwrap_or_default();
+    }
+    &[]
 }
 
 /// True if the bytes are one JSON object.
@@ -695,5 +747,101 @@ mod tests {
             "{\"id\":2,\"history\":{\"publications\":[],\"epoch\":\"e\",\"offset\":0}}"
         );
         assert_eq!(text(&rpc(2, b"{\n}")), "{\"id\":2,\"rpc\":{\"data\":{}}}");
+    }
+
+    #[test]
+    fn what_is_json() {
+        for text in [
+            "null",
+            " true\r\n",
+            "0",
+            "-1.5e-7",
+            "1e999",
+            "\"a\\u00e9\\ud800\"",
+            "[]",
+            "{\"a\":[1,{}]}",
+            "{\"a\":1,\"a\":2}",
+            "\"[[[[\\\"{{{{\"",
+            "[1\n,\r\n2]",
+        ] {
+            assert!(is_json(text.as_bytes()), "{text}");
+        }
+        for text in [
+            "",
+            " ",
+            "nul",
+            "01",
+            "1.",
+            ".5",
+            "+1",
+            "'a'",
+            "[1,]",
+            "{a:1}",
+            "{\"a\"}",
+            "[",
+            "]",
+            "1 2",
+            "\"a\nb\"",
+            "\"\u{1}\"",
+            "\"\\x\"",
+            "NaN",
+            "\u{feff}1",
+            "\"\\u12\"",
+            "{\"a\":1}}",
+            "//x\n1",
+        ] {
+            assert!(!is_json(text.as_bytes()), "{text}");
+        }
+        for bytes in [
+            &b"\"\xff\""[..],
+            b"\"\xc0\xaf\"",
+            b"{\"a\":\"\xed\xa0\x80\"}",
+            b"\"\xe2\x82\"",
+        ] {
+            assert!(!is_json(bytes), "{bytes:?}");
+        }
+        assert!(is_json_object(b" {\"a\":1}"));
+        assert!(!is_json_object(b"[1]"));
+        assert!(!is_json_object(b"{"));
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        let nested = |levels| [vec![b'['; levels], vec![b']'; levels]].concat();
+        assert!(is_json(&nested(100)));
+        assert!(!is_json(&nested(101)));
+        assert!(!is_json(&nested(60_000)));
+        let wide = format!("[{}1]", "[],".repeat(1_000));
+        assert!(is_json(wide.as_bytes()));
+        // However deep, a frame can be read; only publishing it is refused.
+        let deep = String::from_utf8(nested(30_000)).unwrap();
+        let frame = format!("{{\"id\":1,\"x\":{deep},\"rpc\":{{\"data\":1}}}}");
+        assert_eq!(decode_text(&frame).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn null_is_absent_but_for_payloads() {
+        let one = |text: &str| decode_text(text).unwrap().remove(0).kind;
+        assert_eq!(
+            one(
+                "{\"id\":1,\"connect\":null,\"subscribe\":{\"channel\":\"a\",\"token\":null,\
+                 \"recover\":null,\"offset\":null,\"flag\":null,\"type\":null,\"tf\":null}}"
+            ),
+            CommandKind::Subscribe(Subscribe {
+                channel: "a".into(),
+                ..Subscribe::default()
+            })
+        );
+        for (data, expected) in [
+            (",\"data\":null", "null"),
+            ("", ""),
+            (",\"data\":\"\"", "\"\""),
+        ] {
+            let frame = format!("{{\"id\":1,\"publish\":{{\"channel\":\"a\"{data}}}}}");
+            let CommandKind::Publish { data, .. } = one(&frame) else {
+                panic!("not a publish: {frame}");
+            };
+            assert_eq!(data, expected.as_bytes());
+        }
     }
 }

@@ -1,0 +1,301 @@
+//! Knows: a nats-server of the test's own, an archive in a temporary folder, a worker that can be
+//! started and killed. Never: what is asserted.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::Context;
+use bytes::Bytes;
+use tempfile::TempDir;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use weir_history::{Archive, Page, Reader, Worker, WorkerMetrics};
+use weir_nats::connect::{ConnectConfig, Credentials, Links};
+use weir_nats::guard::Guard;
+use weir_nats::message::stamp;
+use weir_nats::placement::Place;
+use weir_nats::replay::Replay;
+use weir_nats::stream::{LogConfig, Storage, context};
+use weir_nats::{Author, Door, Message, Placements, RoomName, Seq};
+
+/// Longest wait for anything.
+pub(crate) const WITHIN: Duration = Duration::from_secs(12);
+pub(crate) const STREAM: &str = "ROOMS_0";
+/// Acknowledgements in flight while a test publishes.
+const IN_FLIGHT_MAX: usize = 200;
+
+pub(crate) struct Rig {
+    pub(crate) links: Links,
+    pub(crate) js: Context,
+    pub(crate) guard: Guard,
+    pub(crate) placements: Placements,
+    pub(crate) folder: TempDir,
+    _server: Server,
+}
+
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// A worker that runs; dropping it kills it wherever it is.
+pub(crate) struct Running {
+    tasks: Vec<JoinHandle<()>>,
+    stop: CancellationToken,
+    pub(crate) metrics: Arc<WorkerMetrics>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+fn nats_server() -> PathBuf {
+    if let Some(path) = std::env::var_os("WEIR_NATS_SERVER") {
+        return path.into();
+    }
+    let local = PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../.tools/bin/nats-server"
+    ));
+    if local.exists() {
+        return local;
+    }
+    "nats-server".into()
+}
+
+impl Rig {
+    pub(crate) async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let server = Command::new(nats_server())
+            .args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"])
+            .arg(folder.path().join("nats"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("nats-server is on PATH, in .tools/bin or named by WEIR_NATS_SERVER");
+        let server = Server(server);
+        let nobody = Credentials {
+            user: "test".into(),
+            password: "test".into(),
+        };
+        let config = ConnectConfig {
+            url: format!("nats://127.0.0.1:{port}"),
+            live: nobody.clone(),
+            reads: nobody.clone(),
+            door: nobody,
+        };
+        let deadline = Instant::now() + WITHIN;
+        let links = loop {
+            match Links::connect(&config).await {
+                Ok(links) => break links,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let placements = Placements::default();
+        let log = LogConfig {
+            name: "rooms".into(),
+            slots: 1,
+            max_age: Duration::ZERO,
+            max_bytes: -1,
+            max_messages: -1,
+            storage: Storage::File,
+            replicas: 1,
+            duplicate_window: Duration::from_secs(120),
+        };
+        let guard = Guard::start(&links, vec![log], placements.clone(), Vec::new());
+        let guard = Box::pin(guard).await.unwrap();
+        Self {
+            js: context(links.live.clone()),
+            links,
+            guard,
+            placements,
+            folder,
+            _server: server,
+        }
+    }
+
+    pub(crate) fn archive_path(&self) -> PathBuf {
+        self.folder.path().join("archive.db")
+    }
+
+    pub(crate) async fn archive(&self) -> Archive {
+        Archive::sqlite(&self.archive_path()).await.unwrap()
+    }
+
+    pub(crate) fn reader(&self, archive: Option<&Archive>) -> Reader {
+        Reader::new(archive.cloned(), Replay::new(self.links.reads.clone()))
+    }
+
+    pub(crate) fn place(&self, room: &RoomName) -> Place {
+        self.placements.place("rooms", room).unwrap()
+    }
+
+    pub(crate) fn work(&self, archive: &Archive) -> Running {
+        let metrics = Arc::<WorkerMetrics>::default();
+        let worker = Worker::new(
+            archive.clone(),
+            Replay::new(self.links.reads.clone()),
+            self.guard.clone(),
+            self.placements.clone(),
+            Arc::new(Notify::new()),
+            Arc::clone(&metrics),
+        );
+        let stop = CancellationToken::new();
+        let run = tokio::spawn(worker.run(TaskTracker::new(), stop.clone()));
+        Running {
+            tasks: vec![run],
+            stop,
+            metrics,
+        }
+    }
+
+    /// Publishes `count` messages of `rooms` in turn and returns them as stored, room by room.
+    pub(crate) async fn publish(
+        &self,
+        rooms: &[RoomName],
+        count: usize,
+    ) -> BTreeMap<RoomName, Vec<(Seq, Bytes)>> {
+        let mut stored: BTreeMap<RoomName, Vec<(Seq, Bytes)>> = BTreeMap::new();
+        let mut pending = Vec::new();
+        for n in 0..count {
+            let room = &rooms[(n * 7) % rooms.len()];
+            let data = Bytes::from(format!("{{\"n\":{n},\"text\":\"é \\u0000 {room}\"}}"));
+            let headers = stamp(room, &author(), &BTreeMap::new(), &unique_id());
+            let ack = self
+                .js
+                .publish_with_headers(room.stored_subject("rooms"), headers, data.clone())
+                .await
+                .unwrap();
+            pending.push((room.clone(), data, ack));
+            if pending.len() >= IN_FLIGHT_MAX || n + 1 == count {
+                for (room, data, ack) in pending.drain(..) {
+                    let seq = Seq::new(ack.await.unwrap().sequence);
+                    stored.entry(room).or_default().push((seq, data));
+                }
+            }
+        }
+        stored
+    }
+
+    /// Cuts the stream down to its last `keep` messages, as a limit does.
+    pub(crate) async fn trim(&self, keep: i64) {
+        let stream = self.js.get_stream(STREAM).await.unwrap();
+        let mut config = stream.cached_info().config.clone();
+        config.max_messages = keep;
+        self.js.update_stream(config.clone()).await.unwrap();
+        config.max_messages = -1;
+        self.js.update_stream(config).await.unwrap();
+    }
+
+    pub(crate) async fn last(&self) -> Seq {
+        let replay = Replay::new(self.links.reads.clone());
+        replay.state(STREAM).await.unwrap().last
+    }
+
+    /// Waits until the archive holds the stream up to its last sequence.
+    pub(crate) async fn archived(&self, archive: &Archive) {
+        let last = self.last().await;
+        let mut held = archive.held();
+        let reached = held.wait_for(|all| all.get(STREAM).is_some_and(|held| held.end() >= last));
+        tokio::time::timeout(WITHIN, reached)
+            .await
+            .expect("archived in time")
+            .unwrap();
+    }
+}
+
+pub(crate) fn room(name: &str) -> RoomName {
+    RoomName::parse(name).unwrap()
+}
+
+pub(crate) fn rooms(count: usize) -> Vec<RoomName> {
+    (0..count)
+        .map(|n| room(&format!("chat:room {n}")))
+        .collect()
+}
+
+pub(crate) fn author() -> Author {
+    Author {
+        user: "ann".into(),
+        client: "c1".into(),
+        info: Some(Bytes::from_static(b"{\"name\":\"Ann\"}")),
+        door: Door::Socket,
+    }
+}
+
+pub(crate) fn unique_id() -> String {
+    let mut bytes = [0; 12];
+    getrandom::fill(&mut bytes).unwrap();
+    data_encoding::HEXLOWER.encode(&bytes)
+}
+
+pub(crate) fn pairs(messages: &[Arc<Message>]) -> Vec<(Seq, Bytes)> {
+    messages.iter().map(|m| (m.seq, m.data.clone())).collect()
+}
+
+/// Reads a room from `after` to its end, page by page.
+pub(crate) async fn all_forward(
+    reader: &Reader,
+    place: &Place,
+    room: &RoomName,
+    after: Seq,
+    page_size: u32,
+) -> (Vec<(Seq, Bytes)>, bool) {
+    let (mut found, mut whole, mut at) = (Vec::new(), true, after);
+    loop {
+        let page = reader
+            .forward(place, room, at, None, page_size, 1 << 20)
+            .await
+            .unwrap();
+        found.extend(pairs(&page.messages));
+        whole &= page.whole;
+        assert!(page.reached >= at);
+        at = page.reached;
+        if !page.more {
+            return (found, whole);
+        }
+    }
+}
+
+/// Reads a room from its end to its beginning, page by page; oldest first in the result.
+pub(crate) async fn all_backward(
+    reader: &Reader,
+    place: &Place,
+    room: &RoomName,
+    page_size: u32,
+) -> (Vec<(Seq, Bytes)>, bool) {
+    let (mut found, mut whole, mut before) = (Vec::new(), true, None);
+    loop {
+        let page: Page = reader
+            .backward(place, room, before, page_size, 1 << 20)
+            .await
+            .unwrap();
+        found.extend(pairs(&page.messages));
+        whole &= page.whole;
+        before = page.messages.last().map(|m| m.seq).or(before);
+        if !page.more {
+            found.reverse();
+            return (found, whole);
+        }
+    }
+}

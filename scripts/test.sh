@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change lands. All of it runs, whatever fails; the last line counts: `N passed, N failed`.
+# Output is kept in test-results/. WEIR_TEST_LONG=1 runs the long tests whole.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+results=test-results
+mkdir -p "$results"
+rm -f "$results"/*.log
+passed=0
+failed=0
+declare -a failures=()
+
+# step NAME COMMAND…: runs it, shows and keeps its output, and adds up what its test runners counted.
+step() {
+  local name=$1 log="$results/$1.log" status=0 ok bad
+  shift
+  printf '\n== %s: %s\n' "$name" "$*"
+  "$@" 2>&1 | tee "$log" || status=$?
+  # Two runners: cargo's `test result: ok. 3 passed; 0 failed`, node's `# pass 3` or `ℹ pass 3`.
+  read -r ok bad < <(awk '
+    /^test result: / { for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) ok += $(i - 1); if ($i ~ /^failed/) bad += $(i - 1) } }
+    /^(#|ℹ) pass [0-9]+$/ { ok += $3 }
+    /^(#|ℹ) (fail|cancelled) [0-9]+$/ { bad += $3 }
+    END { print ok + 0, bad + 0 }' "$log")
+  # A step that fails without a failed test (a lint, a crash, a build) is one failure.
+  if [ "$status" -ne 0 ] && [ "$bad" -eq 0 ]; then bad=1; fi
+  passed=$((passed + ok))
+  failed=$((failed + bad))
+  if [ "$bad" -ne 0 ]; then failures+=("$name ($log)"); fi
+}
+
+have_or_install() { # PROGRAM PACKAGE…
+  local program=$1
+  shift
+  command -v "$program" >/dev/null && return 0
+  if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" && return 0
+  fi
+  echo "$program is missing; install it: apt-get install $*" >&2
+  return 1
+}
+
+sdk_ready() {
+  have_or_install node nodejs npm && have_or_install npm npm || return 1
+  [ -n "${WEIR_CHROMIUM:-}" ] || have_or_install chromium chromium || return 1
+  npm ci --prefix tests/sdk --no-audit --no-fund
+}
+
+nats_server=$(scripts/get-nats-server.sh) || { echo "0 passed, 1 failed"; exit 1; }
+export WEIR_NATS_SERVER=$nats_server
+
+step format cargo fmt --all --check
+step clippy cargo clippy --workspace --all-targets --locked -- -D warnings
+step doc env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+step cargo cargo test --workspace --locked --no-fail-fast
+
+if [ -f tests/sdk/package.json ]; then
+  step sdk-install sdk_ready
+  target=${CARGO_TARGET_DIR:-target}
+  case $target in /*) ;; *) target=$PWD/$target ;; esac
+  step sdk env WEIR_BIN="$target/debug/weir" npm test --prefix tests/sdk
+fi
+
+printf '\n'
+for failure in ${failures[@]+"${failures[@]}"}; do echo "failed: $failure"; done
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

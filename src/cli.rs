@@ -1,0 +1,213 @@
+//! Knows: commands and flags, and which exit code each end has: 0, 1 (it failed), 64 (the configuration is wrong).
+//! Never: does the work itself.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::{Args, Parser, Subcommand};
+use weir_authz::token::mint;
+
+use crate::config::{Config, ConfigFile, Loaded, Sources, parse_duration};
+use crate::node::{self, Mode};
+use crate::roles::token_settings;
+use crate::{check, telemetry};
+
+/// The configuration is wrong (EX_USAGE of sysexits).
+const EXIT_CONFIG: u8 = 64;
+
+/// The edge messaging layer on NATS.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start nats-server and Weir; without --config, the demo: rooms chat:…, open to this machine
+    Up(Common),
+    /// Start Weir on the NATS that the configuration names
+    Serve(Common),
+    /// Say what is wrong with a configuration, and with the NATS that it names
+    Check(Common),
+    /// Make a token for trying things out
+    Token {
+        #[command(flatten)]
+        common: Common,
+        /// The user's id
+        #[arg(long)]
+        user: String,
+        /// How long it is valid
+        #[arg(long, default_value = "1h", value_parser = duration)]
+        ttl: Duration,
+        /// A room: makes a subscription token for it instead of a connection token
+        #[arg(long)]
+        channel: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// The configuration file
+    #[arg(long, env = "WEIR_CONFIG")]
+    config: Option<PathBuf>,
+    /// The data folder (key data_dir)
+    #[arg(long, env = "WEIR_DATA")]
+    data: Option<PathBuf>,
+    /// Any key: --set http_server.port=9000; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    sets: Vec<(String, String)>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| "write 25s, 2m or 72h".to_owned())
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    text.split_once('=')
+        .map(|(key, value)| (key.trim().to_owned(), value.to_owned()))
+        .ok_or_else(|| "write KEY=VALUE".to_owned())
+}
+
+impl Common {
+    fn load(&self, default: &ConfigFile<'_>) -> Result<Loaded, String> {
+        let file = self
+            .config
+            .as_deref()
+            .map_or_else(|| default.clone(), ConfigFile::At);
+        let mut sets = self.sets.clone();
+        if let Some(data) = &self.data {
+            sets.push(("data_dir".into(), data.to_string_lossy().into_owned()));
+        }
+        let sources = Sources::of_process(&file, sets).map_err(|errors| errors.to_string())?;
+        Config::load(sources).map_err(|errors| errors.to_string())
+    }
+}
+
+/// Runs the command of this process.
+#[must_use]
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    match &cli.command {
+        Command::Up(common) => start(common, &ConfigFile::Demo, Mode::Up),
+        Command::Serve(common) => start(common, &ConfigFile::None, Mode::Serve),
+        Command::Check(common) => with_runtime(common, &ConfigFile::None, |loaded| async move {
+            let report = check::run(&loaded).await;
+            say(&report.to_string());
+            if report.is_good() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }),
+        Command::Token {
+            common,
+            user,
+            ttl,
+            channel,
+        } => token(common, user, *ttl, channel.as_deref()),
+    }
+}
+
+fn token(common: &Common, user: &str, ttl: Duration, channel: Option<&str>) -> ExitCode {
+    let loaded = match common.load(&ConfigFile::None) {
+        Ok(loaded) => loaded,
+        Err(errors) => return wrong(&errors),
+    };
+    let settings = token_settings(&loaded.config);
+    if settings.hmac_secret_key.is_empty() {
+        return wrong(
+            "client.token.hmac_secret_key: it is empty, so no token would be valid; set it in the file, or as \
+             WEIR_CLIENT_TOKEN_HMAC_SECRET_KEY",
+        );
+    }
+    // A clock before 1970 makes a token that is long expired, which is the truth.
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let expires_at_s = i64::try_from(now.saturating_add(ttl).as_secs()).unwrap_or(i64::MAX);
+    match mint(
+        &settings.hmac_secret_key,
+        user,
+        channel,
+        Some(expires_at_s),
+        &settings,
+    ) {
+        Ok(token) => {
+            say(&format!("{token}\n"));
+            ExitCode::SUCCESS
+        }
+        Err(error) => failed(&error.to_string()),
+    }
+}
+
+fn start(common: &Common, default: &ConfigFile<'_>, mode: Mode) -> ExitCode {
+    with_runtime(common, default, |loaded| async move {
+        if mode == Mode::Up
+            && let Some(at) = loaded.given.get("nats.url")
+        {
+            return wrong(&format!(
+                "{at}: nats.url: weir up starts its own nats-server; remove it, or use weir serve"
+            ));
+        }
+        if let Err(error) = telemetry::start(&loaded.config.log) {
+            return wrong(&error.to_string());
+        }
+        match Box::pin(node::run(loaded, mode)).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error.to_string()),
+        }
+    })
+}
+
+fn with_runtime<F: Future<Output = ExitCode>>(
+    common: &Common,
+    default: &ConfigFile<'_>,
+    work: impl FnOnce(Loaded) -> F,
+) -> ExitCode {
+    let loaded = match common.load(default) {
+        Ok(loaded) => loaded,
+        Err(errors) => return wrong(&errors),
+    };
+    match tokio::runtime::Runtime::new() {
+        Ok(runtime) => {
+            let code = runtime.block_on(work(loaded));
+            // What a second Ctrl-C left running is not waited for.
+            runtime.shutdown_timeout(Duration::from_secs(1));
+            code
+        }
+        Err(error) => failed(&format!("the runtime cannot start: {error}")),
+    }
+}
+
+fn say(text: &str) {
+    // A reader who went away (`weir check | head`) is no failure of ours.
+    if std::io::stdout().lock().write_all(text.as_bytes()).is_err() {
+        tracing::debug!("standard output is closed");
+    }
+}
+
+fn complain(text: &str) {
+    if writeln!(
+        std::io::stderr().lock(),
+        "weir: {}",
+        text.replace('\n', "\nweir: ")
+    )
+    .is_err()
+    {
+        tracing::debug!("standard error is closed");
+    }
+}
+
+fn wrong(errors: &str) -> ExitCode {
+    complain(errors);
+    ExitCode::from(EXIT_CONFIG)
+}
+
+fn failed(error: &str) -> ExitCode {
+    complain(error);
+    ExitCode::FAILURE
+}

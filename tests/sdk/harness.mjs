@@ -1,0 +1,219 @@
+// Knows: how a test starts the real binary on free ports and a temporary folder, looks into its NATS, breaks it, and cleans up.
+// Never: what a client should see; waits by sleeping and hoping.
+//
+// WEIR_BIN names the binary (default: target/debug/weir). The nats-server is found as Weir itself finds it.
+
+import { connect } from "@nats-io/transport-node";
+import { spawn } from "node:child_process";
+import { closeSync, mkdtempSync, openSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const ROOT = fileURLToPath(new URL("../../", import.meta.url));
+const WEIR_BIN = process.env.WEIR_BIN || join(ROOT, "target/debug/weir");
+const START_TIMEOUT_MS = 30_000;
+const STOP_TIMEOUT_MS = 30_000;
+const POLL_MS = 20;
+const LOG_TAIL_BYTES = 6_000;
+const PUBLISH_CHUNK_MESSAGES = 50;
+
+/** Pictures of the page, for people. */
+export const RESULTS_DIR = join(ROOT, "test-results");
+
+/** Resolves with the first truthy value of `look`; a deadline that passes is an error that says what was waited for. */
+export async function until(what, look, timeoutMs = 20_000) {
+  const deadline = Date.now() + timeoutMs;
+  let problem = "";
+  for (;;) {
+    try {
+      const value = await look();
+      if (value) return value;
+      problem = "";
+    } catch (error) {
+      problem = ` (${error.message})`;
+    }
+    if (Date.now() > deadline) throw new Error(`not within ${timeoutMs} ms: ${what}${problem}`);
+    await new Promise((wake) => setTimeout(wake, POLL_MS));
+  }
+}
+
+const freePort = () => new Promise((found, failed) => {
+  const server = createServer();
+  server.once("error", failed);
+  server.listen(0, "127.0.0.1", () => {
+    const { port } = server.address();
+    server.close(() => found(port));
+  });
+});
+
+// What must not outlive this process, however it ends: `stop` of each is synchronous and harmless when repeated.
+const running = new Set();
+process.on("exit", () => { for (const weir of running) weir.killNow(); });
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => process.exit(1));
+
+const RIGHTS = ["subscribe_for_client", "subscribe_for_anonymous", "publish_for_subscriber", "publish_for_client", "publish_for_anonymous",
+  "history_for_subscriber", "history_for_client", "history_for_anonymous"];
+
+/** One `weir up` with its own ports, folder, nats-server and archive. */
+export class Weir {
+  #child = null;
+  #dir = mkdtempSync(join(tmpdir(), "weir-sdk-"));
+  #ports = null;
+  #config = "";
+
+  /** Started and ready. `t` is the test: everything is gone when it ends, and a failed one shows the log. */
+  static async start(t, { origins = [], archiveHistory = true } = {}) {
+    const weir = new Weir();
+    running.add(weir);
+    t.after(() => weir.remove(t));
+    const [http, internal, nats, mqtt] = await Promise.all([freePort(), freePort(), freePort(), freePort()]);
+    weir.#ports = { http, internal, nats, mqtt };
+    weir.#config = join(weir.#dir, "weir.toml");
+    writeFileSync(weir.#config, `
+[http_server]
+port = ${http}
+internal_port = ${internal}
+[nats_server]
+port = ${nats}
+mqtt_port = ${mqtt}
+[client]
+allow_anonymous_connect_without_token = true
+allowed_origins = ${JSON.stringify(origins)}
+[[channel.namespaces]]
+name = "chat"
+history_size = ${archiveHistory ? -1 : 0}
+force_recovery = ${archiveHistory}
+${RIGHTS.map((right) => `allow_${right} = true`).join("\n")}
+`);
+    await weir.up();
+    return weir;
+  }
+
+  get pageUrl() { return `http://127.0.0.1:${this.#ports.http}/`; }
+  get socketUrl() { return `ws://127.0.0.1:${this.#ports.http}/connection/websocket`; }
+  get mqttUrl() { return `mqtt://127.0.0.1:${this.#ports.mqtt}`; }
+  get internalUrl() { return `http://127.0.0.1:${this.#ports.internal}`; }
+  get data() { return join(this.#dir, "data"); }
+  get #log() { return join(this.#dir, "weir.log"); }
+
+  /** Starts it (again) and waits until it says that it is ready. */
+  async up() {
+    const log = openSync(this.#log, "a");
+    const child = spawn(WEIR_BIN, ["up", "--config", this.#config, "--data", this.data], { cwd: ROOT, stdio: ["ignore", log, log] });
+    closeSync(log);
+    this.#child = child;
+    let failure = null;
+    child.once("error", (error) => { failure = error; });
+    await until("weir is ready", async () => {
+      if (failure) throw failure;
+      if (child.exitCode !== null) throw new Error(`weir ended with ${child.exitCode}:\n${this.logTail()}`);
+      return (await fetch(`${this.internalUrl}/ready`)).ok;
+    }, START_TIMEOUT_MS).catch((error) => { throw new Error(`${error.message}\n${this.logTail()}`); });
+  }
+
+  /** Ends it as Ctrl-C does, its nats-server too. */
+  async down() {
+    const child = this.#child;
+    if (!child) return;
+    this.#child = null;
+    if (child.exitCode !== null || child.signalCode !== null) return;
+    child.kill("SIGTERM");
+    try {
+      await until("weir has ended", () => child.exitCode !== null || child.signalCode !== null, STOP_TIMEOUT_MS);
+    } catch (error) {
+      child.kill("SIGKILL");
+      throw new Error(`${error.message}\n${this.logTail()}`);
+    }
+  }
+
+  async restart() { await this.down(); await this.up(); }
+
+  /** A restart that finds JetStream's store gone; the archive stays. */
+  async restartWithoutLog() {
+    await this.down();
+    rmSync(join(this.data, "nats-server", "store"), { recursive: true });
+    await this.up();
+  }
+
+  logTail() {
+    try {
+      const text = readFileSync(this.#log);
+      return text.subarray(Math.max(0, text.length - LOG_TAIL_BYTES)).toString();
+    } catch { return "(no log)"; }
+  }
+
+  killNow() {
+    this.#child?.kill("SIGKILL");
+    // Its nats-server is a process group of its own. The pid file may be old, so the process must run on our folder.
+    try {
+      const pid = Number(readFileSync(join(this.data, "nats-server", "nats-server.pid"), "utf8"));
+      if (pid > 1 && readFileSync(`/proc/${pid}/cmdline`, "utf8").includes(this.data)) process.kill(pid, "SIGKILL");
+    } catch { /* no pid file or no such process: nothing is left */ }
+    rmSync(this.#dir, { recursive: true, force: true, maxRetries: 5 });
+  }
+
+  async remove(t) {
+    if (t.passed === false || process.env.WEIR_TEST_LOG) console.error(`--- weir log of "${t.name}"\n${this.logTail()}`);
+    try { await this.down(); } finally { this.killNow(); running.delete(this); }
+  }
+
+  /** A NATS connection of a user, closed when the test ends. Weir's own users have their passwords in the data folder. */
+  async nats(t, user) {
+    const passwords = JSON.parse(readFileSync(join(this.data, "nats-server", "passwords.json"), "utf8"));
+    const demo = ["ops", "bot", "dev1"].includes(user);
+    const nats = await connect({ servers: `127.0.0.1:${this.#ports.nats}`, user, pass: demo ? user : passwords[user],
+      inboxPrefix: `_INBOX.${user}`, reconnect: false });
+    t.after(() => nats.close());
+    return nats;
+  }
+
+  /** Asks JetStream's API as Weir's own user, over a connection of its own. */
+  async jetstream(subject, request = {}) {
+    let closing = null;
+    const nats = await this.nats({ after: (close) => { closing = close; } }, "weir");
+    try {
+      const answer = await nats.request(`$JS.API.${subject}`, JSON.stringify(request), { timeout: 5_000 });
+      const body = answer.json();
+      if (body.error) throw new Error(`${subject}: ${body.error.description}`);
+      return body;
+    } finally { await closing(); }
+  }
+
+  /** The archive has acknowledged everything that the stream holds. */
+  archived(stream = "ROOMS_0") {
+    return until("the archive has everything", async () => {
+      const { consumers } = await this.jetstream(`CONSUMER.LIST.${stream}`);
+      const archive = consumers.filter(({ name }) => name.startsWith("archive_"));
+      return archive.length === 1 && archive[0].num_pending === 0 && archive[0].num_ack_pending === 0;
+    });
+  }
+
+  /** Cuts the stream to its newest messages. */
+  async trim(messages, stream = "ROOMS_0") {
+    const { config } = await this.jetstream(`STREAM.INFO.${stream}`);
+    await this.jetstream(`STREAM.UPDATE.${stream}`, { ...config, max_msgs: messages });
+    return until("the stream is trimmed", async () => {
+      const { state } = await this.jetstream(`STREAM.INFO.${stream}`);
+      return state.messages <= messages && state;
+    });
+  }
+}
+
+/** Publishes `count` numbered messages, awaiting each chunk, and returns their payloads in order. */
+export async function publishMany(client, channel, count, label = "n") {
+  const payloads = Array.from({ length: count }, (_, index) => ({ text: `${label} ${index}`, index }));
+  for (let start = 0; start < count; start += PUBLISH_CHUNK_MESSAGES) {
+    await Promise.all(payloads.slice(start, start + PUBLISH_CHUNK_MESSAGES).map((payload) => client.publish(channel, payload)));
+  }
+  return payloads;
+}
+
+/** The binary must be there, and newer than nothing: a clear message beats forty time-outs. */
+export function requireBinary() {
+  try { statSync(WEIR_BIN); } catch {
+    throw new Error(`there is no weir at ${WEIR_BIN}: build it, or set WEIR_BIN`);
+  }
+}
+requireBinary();
