@@ -37,6 +37,8 @@ use crate::config::{self, Config};
 
 /// Between tries to open an archive that is locked.
 const ARCHIVE_RETRY: Duration = Duration::from_secs(1);
+/// Between comparisons of streams that clients cause.
+const SUSPICION_EVERY: Duration = Duration::from_secs(10);
 /// For a probe to come back.
 const PROBE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -90,9 +92,9 @@ impl Roles {
         let wake = Arc::new(Notify::new());
         let publisher = Publisher::start(
             PublisherParts {
-                client: links.live.clone(),
+                links: links.clone(),
                 placements: placements.clone(),
-                gate: guard.gate(),
+                guard: guard.clone(),
                 key: secret,
                 duplicate_windows: logs
                     .iter()
@@ -124,7 +126,7 @@ impl Roles {
             settings: Arc::clone(&settings),
             metrics: Arc::clone(&metrics),
             tasks: tasks.clone(),
-            suspect: Box::new(move |stream| suspicion.suspect(stream)),
+            suspect: suspect(suspicion),
         });
         tasks.spawn(sweep::run(
             hub.clone(),
@@ -323,6 +325,22 @@ fn saw(guard: Guard, wake: Arc<Notify>) -> Saw {
     Arc::new(move |stream, known| {
         guard.saw(stream, &known);
         wake.notify_one();
+    })
+}
+
+/// A client's position above the stream's end closes the gate for a comparison, so clients may cause
+/// that only so often.
+fn suspect(guard: Guard) -> Box<dyn Fn(&str) + Send + Sync> {
+    let last = std::sync::Mutex::new(None::<tokio::time::Instant>);
+    Box::new(move |stream| {
+        let now = tokio::time::Instant::now();
+        let mut last = last
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if last.is_none_or(|last| now.duration_since(last) > SUSPICION_EVERY) {
+            *last = Some(now);
+            guard.suspect(stream);
+        }
     })
 }
 

@@ -1,7 +1,7 @@
 //! Knows: how a stream gets into the archive: read on from what is held, prove, write, repeat.
 //! Never: SQL, rooms' readers.
 //!
-//! There is no JetStream consumer: the held range *is* the cursor (docs/decisions/0003). So a killed
+//! There is no JetStream consumer: the held range *is* the cursor (docs/decisions/0005). So a killed
 //! worker, an emptied or a restored archive go on from what they hold, and no acknowledgement can
 //! be ahead of it.
 
@@ -222,7 +222,8 @@ impl Worker {
             return Step::Nothing;
         }
         match self.guard.retire(&slot.log, &generation.stream).await {
-            Ok(()) => {
+            Ok(false) => Step::Nothing,
+            Ok(true) => {
                 tracing::info!(stream = %generation.stream, "old generation archived and retired");
                 Step::Ended
             }

@@ -3,8 +3,11 @@
 //! Live and publishing, reads, and the door are apart, since a Direct Get runs in the server's read
 //! loop of its connection, and since the door's user may publish nowhere but into inboxes.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::{Client, ConnectOptions, Event};
 use tokio::sync::broadcast;
 
@@ -78,6 +81,8 @@ pub struct Links {
     /// `say` and `history` requests.
     pub door: Client,
     events: broadcast::Sender<(Link, LinkEvent)>,
+    /// How often the live connection was lost.
+    live_lost: Arc<AtomicU64>,
 }
 
 /// A connection that could not be made.
@@ -99,11 +104,17 @@ impl Links {
     /// When one cannot be made; nothing is retried here, so that a wrong password is told at once.
     pub async fn connect(config: &ConnectConfig) -> Result<Self, ConnectError> {
         let (events, _) = broadcast::channel(EVENTS_MAX);
+        let live_lost = Arc::new(AtomicU64::new(0));
+        let of_no_interest = Arc::new(AtomicU64::new(0));
+        let open = async |link, credentials, lost: &Arc<AtomicU64>| {
+            connect(config, link, credentials, &events, Arc::clone(lost)).await
+        };
         Ok(Self {
-            live: connect(config, Link::Live, &config.live, &events).await?,
-            reads: connect(config, Link::Reads, &config.reads, &events).await?,
-            door: connect(config, Link::Door, &config.door, &events).await?,
+            live: open(Link::Live, &config.live, &live_lost).await?,
+            reads: open(Link::Reads, &config.reads, &of_no_interest).await?,
+            door: open(Link::Door, &config.door, &of_no_interest).await?,
             events,
+            live_lost,
         })
     }
 
@@ -112,6 +123,19 @@ impl Links {
     pub fn events(&self) -> broadcast::Receiver<(Link, LinkEvent)> {
         self.events.subscribe()
     }
+
+    /// How often the live connection was lost: names one unbroken connection. What was sent on one
+    /// may be taken by the server even after the next is made.
+    #[must_use]
+    pub fn live_lost(&self) -> u64 {
+        self.live_lost.load(Ordering::Acquire)
+    }
+
+    /// True while the live connection is up, as far as is known.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.live.connection_state() == State::Connected
+    }
 }
 
 async fn connect(
@@ -119,6 +143,7 @@ async fn connect(
     link: Link,
     credentials: &Credentials,
     events: &broadcast::Sender<(Link, LinkEvent)>,
+    lost: Arc<AtomicU64>,
 ) -> Result<Client, ConnectError> {
     let events = events.clone();
     let user = credentials.user.clone();
@@ -134,6 +159,9 @@ async fn connect(
         })
         .event_callback(move |event| {
             let event = seen(link, &event);
+            if event == Some(LinkEvent::Disconnected) {
+                lost.fetch_add(1, Ordering::AcqRel);
+            }
             if let Some(event) = event {
                 // Nobody listening yet is no error: events before the start are looked up then.
                 drop(events.send((link, event)));

@@ -1,5 +1,6 @@
 //! The shared words of Weir (rooms, subjects, offsets, messages) and the only crate that speaks NATS.
 
+mod barrier;
 pub mod connect;
 pub mod guard;
 pub mod message;

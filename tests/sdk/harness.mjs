@@ -75,8 +75,6 @@ export class Weir {
 [http_server]
 port = ${http}
 internal_port = ${internal}
-[nats]
-url = "nats://127.0.0.1:${nats}"
 [nats_server]
 port = ${nats}
 mqtt_port = ${mqtt}

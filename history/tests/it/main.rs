@@ -7,3 +7,4 @@ mod archive;
 mod holes;
 mod pages;
 mod rig;
+mod service;

@@ -1,0 +1,197 @@
+//! Knows: a real nats-server of a test's own: start, kill, freeze, put its store back. Never: Weir.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::{free_port, until};
+
+/// The accounts and users of `deploy/nats.conf`, as a template: `@NAME@` is filled in by a test.
+const CONFIG: &str = include_str!("nats.conf");
+
+/// A nats-server in a folder of its own. Killed and removed on drop.
+pub(crate) struct Nats {
+    dir: TempDir,
+    pub(crate) port: u16,
+    child: Option<Child>,
+    jetstream: bool,
+    store: PathBuf,
+}
+
+/// The nats-server to test with: `WEIR_NATS_SERVER`, else the project's own, else PATH.
+pub(crate) fn nats_server() -> PathBuf {
+    if let Some(path) = std::env::var_os("WEIR_NATS_SERVER") {
+        return path.into();
+    }
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/bin/nats-server");
+    if own.exists() {
+        own
+    } else {
+        "nats-server".into()
+    }
+}
+
+/// A signal to a process that this test started.
+pub(crate) fn signal(child: &Child, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+impl Nats {
+    /// Starts one with JetStream and waits until it answers.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(free_port(), true, None).await
+    }
+
+    /// Starts one as told: without JetStream, or with its store on a disk of the test's choice.
+    pub(crate) async fn start_with(port: u16, jetstream: bool, store: Option<PathBuf>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store.unwrap_or_else(|| dir.path().join("store"));
+        let mut nats = Self {
+            dir,
+            port,
+            child: None,
+            jetstream,
+            store,
+        };
+        nats.spawn().await;
+        nats
+    }
+
+    /// The address without credentials.
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Starts it (again) on the same port and store, and waits until it answers.
+    pub(crate) async fn spawn(&mut self) {
+        assert!(self.child.is_none(), "it runs already");
+        let jetstream = format!(
+            "jetstream {{ store_dir: \"{}\", sync_interval: always }}",
+            self.store.display()
+        );
+        let config = CONFIG
+            .replace("@PORT@", &self.port.to_string())
+            .replace("@JETSTREAM@", if self.jetstream { &jetstream } else { "" })
+            .replace(
+                "@WEIR_JETSTREAM@",
+                if self.jetstream {
+                    "jetstream: enabled"
+                } else {
+                    ""
+                },
+            );
+        let path = self.dir.path().join("nats.conf");
+        std::fs::write(&path, config).unwrap();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("nats.log"))
+            .unwrap();
+        let child = Command::new(nats_server())
+            .arg("-c")
+            .arg(&path)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("nats-server (WEIR_NATS_SERVER, .tools/bin or PATH)");
+        self.child = Some(child);
+        until("nats-server answers", Duration::from_secs(20), async || {
+            let Ok(client) = self.options("test").connect(self.url()).await else {
+                return false;
+            };
+            let context = async_nats::jetstream::new(client);
+            !self.jetstream || context.query_account().await.is_ok()
+        })
+        .await;
+    }
+
+    fn options(&self, user: &str) -> async_nats::ConnectOptions {
+        async_nats::ConnectOptions::with_user_and_password(user.into(), user.into())
+            .custom_inbox_prefix(if user == "test" {
+                "_INBOX".into()
+            } else {
+                format!("_INBOX.{user}")
+            })
+            .request_timeout(Some(Duration::from_secs(5)))
+    }
+
+    /// A connection as one of the configured users; `test` may do everything.
+    pub(crate) async fn client(&self, user: &str) -> async_nats::Client {
+        self.options(user).connect(self.url()).await.unwrap()
+    }
+
+    /// JetStream with all rights.
+    pub(crate) async fn jetstream(&self) -> async_nats::jetstream::Context {
+        async_nats::jetstream::new(self.client("test").await)
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// An orderly stop.
+    pub(crate) fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            signal(&child, Signal::TERM);
+            child.wait().unwrap();
+        }
+    }
+
+    /// Stops it in mid-step; sockets stay open.
+    pub(crate) fn freeze(&self) {
+        signal(self.child.as_ref().unwrap(), Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub(crate) fn thaw(&self) {
+        signal(self.child.as_ref().unwrap(), Signal::CONT);
+    }
+
+    /// A copy of the store as it is at this moment (the server stands still meanwhile).
+    pub(crate) fn copy_store(&self) -> TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        self.freeze();
+        copy_folder(&self.store, &copy.path().join("store"));
+        self.thaw();
+        copy
+    }
+
+    /// Puts a copy back in place of the store. The server must be stopped.
+    pub(crate) fn put_back(&self, copy: &TempDir) {
+        assert!(self.child.is_none(), "stop it first");
+        std::fs::remove_dir_all(&self.store).unwrap();
+        copy_folder(&copy.path().join("store"), &self.store);
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}

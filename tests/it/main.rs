@@ -1,0 +1,26 @@
+//! Knows: black-box tests of the built `weir` with the real nats-server, and their checker.
+//! Never: Weir's own modules, so that a mistake there cannot hide itself.
+//!
+//! Each module holds one promise. Short versions run in `make test`; `WEIR_TEST_LONG=1` runs them
+//! whole. Tests wait on conditions with deadlines, print their seeds, and use free ports.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::let_underscore_must_use,
+    reason = "a test may panic, print and tear down without asking"
+)]
+
+mod absent;
+mod archive;
+mod checker;
+mod forged;
+mod frozen;
+mod harness;
+mod hostile;
+mod kill_nine;
+mod lost_ack;
+mod lost_tail;
+mod proxy;
+mod rollback;
+mod slow_reader;
+mod trimmed;
