@@ -302,7 +302,11 @@ fn demo_lines(text: &mut String, config: &Config, server: &NatsServer) -> std::f
     let data = config.data_dir.display();
     let shown = |name: &'static str| if demo { name } else { "PASSWORD" };
     // Names of namespaces need no escape in a subject; `_` stands for none.
-    let ns = config.channel.namespaces.first().map_or("_", |(name, _)| name);
+    let ns = config
+        .channel
+        .namespaces
+        .first()
+        .map_or("_", |(name, _)| name);
     writeln!(text, "\nPaste into another terminal:\n")?;
     writeln!(text, "  export NATS_URL=nats://ops:{}@{host}", shown("ops"))?;
     writeln!(text, "  nats sub 'room.>'")?;
