@@ -119,7 +119,7 @@ test("a device on MQTT publishes at QoS 0, 1 and 2, each stored once, and receiv
     await until(`QoS ${qos} is in the room`, async () => await client.count(ROOM) === qos + 1);
   }
   await client.publish(ROOM, { text: "to the device" });
-  await until("the device has all four", () => received.length >= 4);
+  await until("the device and the browser have all four", async () => received.length >= 4 && await client.count(ROOM) >= 4);
   const seen = await client.publications(ROOM);
   assert.deepEqual(seen.map(({ data, info }) => [data, info.user]),
     [[{ qos: 0 }, "dev1"], [{ qos: 1 }, "dev1"], [{ qos: 2 }, "dev1"], [{ text: "to the device" }, ""]]);
