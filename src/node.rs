@@ -301,13 +301,19 @@ fn demo_lines(text: &mut String, config: &Config, server: &NatsServer) -> std::f
     let demo = config.nats_server.demo_users;
     let data = config.data_dir.display();
     let shown = |name: &'static str| if demo { name } else { "PASSWORD" };
+    // Names of namespaces need no escape in a subject; `_` stands for none.
+    let ns = config
+        .channel
+        .namespaces
+        .first()
+        .map_or("_", |(name, _)| name);
     writeln!(text, "\nPaste into another terminal:\n")?;
     writeln!(text, "  export NATS_URL=nats://ops:{}@{host}", shown("ops"))?;
     writeln!(text, "  nats sub 'room.>'")?;
-    writeln!(text, "  nats req say.ops.chat.lobby '{{\"text\":\"hi\"}}'")?;
+    writeln!(text, "  nats req say.ops.{ns}.lobby '{{\"text\":\"hi\"}}'")?;
     writeln!(
         text,
-        "\n  MQTT       mqtt://dev1:{}@{}  publish to say/dev1/chat/lobby, subscribe to room/chat/lobby",
+        "\n  MQTT       mqtt://dev1:{}@{}  publish to say/dev1/{ns}/lobby, subscribe to room/{ns}/lobby",
         shown("dev1"),
         server.mqtt_address()
     )?;

@@ -52,6 +52,12 @@ pub fn start(log: &Log) -> Result<(), TelemetryError> {
         filter: text,
         source,
     })?;
+    // A panic is an event too, on one line as all others.
+    std::panic::set_hook(Box::new(|panic| {
+        let at = panic.location().map(ToString::to_string);
+        let text = panic.payload_as_str().unwrap_or("a value that is no text");
+        tracing::error!(at, panic = text, "a task panicked");
+    }));
     let terminal = std::io::stderr().is_terminal();
     let pretty = match log.format {
         LogFormat::Auto => terminal,

@@ -38,6 +38,9 @@ const READ_MAX_BYTES: usize = 8 << 10;
 /// For a Close frame to leave.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
+/// A Close frame is sent if no more than this waits before it.
+const CLOSE_BEHIND_MAX_BYTES: usize = 4_096;
+
 /// What every connection of an edge shares.
 pub struct Edge {
     /// Settings.
@@ -127,7 +130,7 @@ async fn finish(link: &Link, metrics: &Metrics, client: &str, end: End) {
     let frame = match end {
         End::Gone => {
             tracing::debug!(client, "connection gone");
-            return link.outbox.end(None);
+            return link.outbox.end();
         }
         End::Protocol(code) => {
             tracing::debug!(client, code, "connection closed");
@@ -154,12 +157,13 @@ async fn finish(link: &Link, metrics: &Metrics, client: &str, end: End) {
             websocket::close_frame(code.code, code.reason)
         }
     };
-    if link.outbox.queued_bytes() < 4_096 {
+    // Behind a queue that does not move the frame would only wait, and a second Close is an error.
+    if link.outbox.queued_bytes() < CLOSE_BEHIND_MAX_BYTES {
         link.reply(&frame);
         link.outbox.linger(Instant::now() + CLOSE_WITHIN).await;
         wait_for_peer(link).await;
     }
-    link.outbox.end(Some(&frame));
+    link.outbox.end();
 }
 
 /// Gives the peer a moment to answer the Close frame, so that no reset overtakes it.

@@ -27,6 +27,9 @@ const JOIN_WITHIN: Duration = Duration::from_secs(4);
 #[derive(Clone)]
 pub struct Hub(Arc<Shared>);
 
+/// A room tells its position within this, or the log is asked.
+const POSITION_WITHIN: Duration = Duration::from_millis(500);
+
 /// What every room task uses.
 pub(crate) struct Shared {
     rooms: Mutex<HashMap<RoomName, RoomHandle>>,
@@ -340,8 +343,15 @@ impl Hub {
     pub async fn position(&self, room: &RoomName) -> Option<(Epoch, Seq)> {
         let commands = self.0.rooms().get(room)?.commands.clone();
         let (reply, answer) = oneshot::channel();
-        commands.send(Command::Position { reply }).await.ok()?;
-        answer.await.ok().flatten()
+        let asking = async {
+            commands.send(Command::Position { reply }).await.ok()?;
+            answer.await.ok().flatten()
+        };
+        // A room that is busy with a repair is not waited for: the log knows its position, too.
+        tokio::time::timeout(POSITION_WITHIN, asking)
+            .await
+            .ok()
+            .flatten()
     }
 
     /// Tells one room the last offset that the log has for it; it repairs itself if it has less.

@@ -212,20 +212,12 @@ impl Outbox {
         }
     }
 
-    /// Accepts no more frames and frees what waits, keeping the rest of a half-written frame is
-    /// pointless as nobody will read on. `last` (a Close frame) is tried once if nothing waits.
-    pub fn end(&self, last: Option<&Bytes>) {
+    /// Accepts no more frames and frees what waits.
+    pub fn end(&self) {
         let mut state = self.lock();
-        if state.ended {
-            return;
+        if !state.ended {
+            self.end_locked(&mut state);
         }
-        if let Some(frame) = last
-            && state.queue.is_empty()
-        {
-            // Best effort by nature: the peer may be gone, and there is nobody to tell.
-            drop(self.socket.try_write(frame));
-        }
-        self.end_locked(&mut state);
     }
 
     fn end_locked(&self, state: &mut State) {
@@ -347,7 +339,7 @@ mod tests {
         let (outbox, _peer) = pair().await;
         let frame = Bytes::from(vec![7_u8; 1_000]);
         while outbox.push(&frame) == Pushed::Taken {}
-        let (room, ()) = tokio::join!(outbox.has_room(), async { outbox.end(None) });
+        let (room, ()) = tokio::join!(outbox.has_room(), async { outbox.end() });
         assert!(!room);
         assert_eq!(outbox.push(&frame), Pushed::Gone);
         assert_eq!(outbox.queued_bytes(), 0);

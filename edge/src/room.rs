@@ -94,8 +94,6 @@ pub struct Room<S> {
     limits: RingLimits,
     slots: Vec<(u32, Option<Member<S>>)>,
     free: Vec<u32>,
-    /// Members that get no pushes: held or behind.
-    waiting: usize,
 }
 
 impl<S> Room<S> {
@@ -111,7 +109,6 @@ impl<S> Room<S> {
             limits,
             slots: Vec::new(),
             free: Vec::new(),
-            waiting: 0,
         }
     }
 
@@ -200,7 +197,6 @@ impl<S> Room<S> {
                 Pushed::Taken => member.cursor = entry.seq,
                 Pushed::Full => {
                     member.state = State::Behind;
-                    self.waiting += 1;
                     fell_behind.push(id());
                 }
                 Pushed::Gone => gone.push(id()),
@@ -246,7 +242,6 @@ impl<S> Room<S> {
             cursor: self.have,
             state: State::Held,
         };
-        self.waiting += 1;
         if let Some(slot) = self.free.pop() {
             let place = &mut self.slots[slot as usize];
             place.0 = place.0.wrapping_add(1);
@@ -316,7 +311,6 @@ impl<S> Room<S> {
         }
         member.cursor = member.cursor.max(have);
         member.state = State::Live;
-        self.waiting -= 1;
         Turn::Live
     }
 
@@ -327,9 +321,6 @@ impl<S> Room<S> {
             return None;
         }
         let member = slot.take()?;
-        if member.state != State::Live {
-            self.waiting -= 1;
-        }
         self.free.push(id.slot);
         Some(member.sink)
     }
@@ -363,7 +354,7 @@ impl<S> Room<S> {
         }
     }
 
-    /// Asks: what [`Room::step`] of a member needs: its sink.
+    /// Asks: a member's sink.
     #[must_use]
     pub fn sink(&self, id: MemberId) -> Option<&S> {
         let (turn, slot) = self.slots.get(id.slot as usize)?;

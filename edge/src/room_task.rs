@@ -28,6 +28,9 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 /// Live messages taken before commands are looked at, so that neither starves.
 const LIVE_PER_TURN_MAX: usize = 64;
 
+/// Commands taken after a full turn of live messages.
+const COMMANDS_PER_TURN_MAX: usize = 64;
+
 /// What a room task is told.
 pub(crate) enum Command {
     Join {
@@ -205,7 +208,9 @@ impl RoomTask {
             let step = tokio::select! {
                 biased;
                 live = subscriber.next() => match live {
-                    Some(message) => self.take_live(&mut room, &mut subscriber, message).await,
+                    Some(message) => {
+                        self.take_live(&mut room, &mut subscriber, queue, message).await
+                    }
                     None => Err(Moved),
                 },
                 command = queue.recv() => match command {
@@ -239,11 +244,13 @@ impl RoomTask {
         }
     }
 
-    /// Takes one live message and those that are ready behind it.
+    /// Takes one live message and those that are ready behind it, then the commands that wait, so
+    /// that neither starves the other.
     async fn take_live(
         &self,
         room: &mut Room<Arc<Link>>,
         subscriber: &mut Subscriber,
+        queue: &mut mpsc::Receiver<Command>,
         first: async_nats::Message,
     ) -> Result<(), Moved> {
         self.live(room, first).await?;
@@ -252,7 +259,13 @@ impl RoomTask {
             match ready {
                 Some(Some(message)) => self.live(room, message).await?,
                 Some(None) => return Err(Moved),
-                None => break,
+                None => return Ok(()),
+            }
+        }
+        for _ in 0..COMMANDS_PER_TURN_MAX {
+            match queue.try_recv() {
+                Ok(command) => self.command(room, command).await?,
+                Err(_) => break,
             }
         }
         Ok(())
@@ -411,6 +424,11 @@ impl RoomTask {
                     Some(since) => self.ask_ring(room, since).await?,
                 };
                 let epoch = self.place.as_ref().map(|_| room.epoch().clone());
+                // A connection has one place in a room; a leave may still be on its way.
+                let before = room.members().find(|(_, other)| Arc::ptr_eq(other, &link));
+                if let Some((id, _)) = before {
+                    room.leave(id);
+                }
                 let id = room.join(link);
                 let have = if epoch.is_some() {
                     room.have()

@@ -399,6 +399,11 @@ impl Session {
         let Phase::Connected(connected) = &mut self.phase else {
             return (Effect::None, None);
         };
+        if !connected.subscriptions.contains_key(&room) {
+            // The room ended while the join was on its way: the client tries again.
+            let frame = json::error(join.id, ErrorCode::INTERNAL);
+            return (Effect::Reply(frame), None);
+        }
         let joined = match result {
             Ok(joined) => joined,
             Err(error) => {
@@ -471,7 +476,8 @@ impl Session {
         let Phase::Connected(connected) = &mut self.phase else {
             return None;
         };
-        connected.subscriptions.remove(room)?;
+        // Without a membership the join is still on its way; its reply will say that it failed.
+        connected.subscriptions.remove(room)??;
         Some(json::unsubscribe_push(room.channel(), code))
     }
 

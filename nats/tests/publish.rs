@@ -12,11 +12,18 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use common::proxy::Proxy;
-use common::{Process, Server, eventually, rooms, stored, text};
+use common::{PATIENCE, Process, Server, eventually, rooms, stored, text};
+use tokio::sync::broadcast;
 use tokio::time::Instant;
+use weir_nats::RoomName;
 use weir_nats::connect::Links;
 use weir_nats::publish::{ANSWER_WITHIN, Outcome, Refusal};
 use weir_nats::stream::LogConfig;
+
+async fn next(resync: &mut broadcast::Receiver<RoomName>) -> String {
+    let room = tokio::time::timeout(PATIENCE, resync.recv()).await;
+    room.expect("a room is resynced").unwrap().to_string()
+}
 
 /// Publishes in flight of fifty callers become batches; each gets the offset of its own message.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -72,7 +79,7 @@ async fn a_callers_key_is_stored_once_and_belongs_to_room_and_author() {
     };
     assert_eq!(publish("ann", "chat:a", "k").await, (1, false));
     assert_eq!(publish("ann", "chat:a", "k").await, (1, true));
-    assert_eq!(resync.recv().await.unwrap().channel(), "chat:a");
+    assert_eq!(next(&mut resync).await, "chat:a");
     assert_eq!(publish("bob", "chat:a", "k").await, (2, false));
     assert_eq!(publish("ann", "chat:b", "k").await, (3, false));
     // Amid others, whose batch a duplicate would refuse.
@@ -117,7 +124,7 @@ async fn freeze(log: LogConfig, frozen_for: Duration) {
     );
     tokio::time::sleep(frozen_for.saturating_sub(started.elapsed())).await;
     server.signal("CONT");
-    assert_eq!(resync.recv().await.unwrap().channel(), "chat:a");
+    assert_eq!(next(&mut resync).await, "chat:a");
     let after = eventually("a publish is stored", async || {
         match process.submit("chat:a", "after").await.unwrap() {
             Outcome::Stored { position, .. } => Some(position.offset.get()),
@@ -162,6 +169,13 @@ async fn a_server_killed_under_load_loses_no_acknowledged_message_and_doubles_no
     check_against(&process, outcomes).await;
 }
 
+/// The same with the window that is shipped.
+#[tokio::test]
+#[ignore = "takes three minutes"]
+async fn a_server_frozen_for_three_minutes_stores_once() {
+    freeze(rooms(), Duration::from_secs(185)).await;
+}
+
 /// A process whose connections go through a proxy.
 async fn behind_proxy(server: &Server, log: LogConfig) -> (Process, Proxy) {
     let proxy = Proxy::start(server.port).await;
@@ -187,7 +201,7 @@ async fn a_lost_acknowledgement_is_made_up_for() {
         for outcome in many {
             stored(&outcome.await.unwrap());
         }
-        assert_eq!(resync.recv().await.unwrap().channel(), "chat:a");
+        assert_eq!(next(&mut resync).await, "chat:a");
     }
     let texts = process.texts().await;
     let called: Vec<_> = (0..5)
@@ -213,8 +227,8 @@ async fn a_lost_message_is_sent_again() {
     assert_eq!(process.texts().await, ["0", "1", "2"]);
 }
 
-/// Stored and its acknowledgement lost, then the server freezes until it has forgotten the id: a
-/// copy that was sent meanwhile would lie in its socket and be stored as another message.
+/// Stored and its acknowledgement lost, and what is said then reaches the server only after it has
+/// forgotten the id: a copy among it would be stored as another message.
 #[tokio::test]
 async fn an_id_that_the_server_forgot_is_not_sent_again() {
     let server = Server::start();
@@ -226,10 +240,11 @@ async fn an_id_that_the_server_forgot_is_not_sent_again() {
     proxy.swallow_answers();
     let outcome = process.submit("chat:a", "once");
     tokio::time::sleep(Duration::from_millis(200)).await;
-    server.signal("STOP");
+    proxy.hold_requests(true);
     assert_eq!(outcome.await.unwrap(), Outcome::Unknown);
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    server.signal("CONT");
+    proxy.hold_requests(false);
+    // Not waited for by the test, only given to a copy that should not be there.
+    tokio::time::sleep(Duration::from_millis(200)).await;
     proxy.cut();
     let next = eventually("a publish is stored", async || {
         match process.submit("chat:a", "next").await.unwrap() {

@@ -22,7 +22,7 @@ fn messages(seed: u64, rooms: usize, each: usize) -> BTreeMap<String, Vec<String
                 1 => format!("[{n},\"\\u0000\\n\\ud83d\\ude00\",1.50,-0,1e3]"),
                 2 => format!("\"{n} é 漢字 😀 {fill}\""),
                 3 => format!("{{\"n\":{n},\"n\":{n},\"deep\":[[[[{{\"a\":null}}]]]]}}"),
-                4 => format!("{n}{}", rng.below(1_000_000)),
+                4 => format!("{n}.{}", rng.below(1_000_000)),
                 _ => format!("{{\"n\":{n},\"fill\":\"{fill}\"}}"),
             }
         });
@@ -251,11 +251,8 @@ async fn line_breaks_of_a_bot_are_kept_in_the_log_and_left_out_of_frames() {
     reader.subscribe("chat:r0", None).await.unwrap();
     let data = "{\r\n  \"a\": [1,\n 2]\n}";
     let answer = bot.request("say.bot.chat.r0", data.into()).await.unwrap();
-    assert!(
-        answer.payload.starts_with(b"{\"offset\""),
-        "{:?}",
-        answer.payload
-    );
+    let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
+    assert!(answer["offset"].is_u64(), "{answer}");
     let (_, publication) = reader.publication(Duration::from_secs(10)).await.unwrap();
     assert_eq!(publication.data.get(), data.replace(['\r', '\n'], ""));
     assert_eq!(publication.info.unwrap().user, "bot");

@@ -18,8 +18,8 @@ async fn what_is_unknown_for_longer_than_the_duplicate_window_is_never_stored_tw
         bytes: 100,
     };
     // Short: the window shrinks with the freeze.
-    let window = either("duplicate_window = \"3s\"", "duplicate_window = \"2m\"");
-    let freeze = either(Duration::from_secs(8), Duration::from_secs(180));
+    let window = either("duplicate_window = \"10s\"", "duplicate_window = \"2m\"");
+    let freeze = either(Duration::from_secs(13), Duration::from_secs(180));
     let mut rig = Rig::loaded(size, false, seed("frozen", 41), |config| {
         config.log.push_str(window);
     })

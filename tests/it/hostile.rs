@@ -124,7 +124,6 @@ async fn the_door_answers_hostile_requests_with_the_documented_code() {
             b"1",
             107,
         ),
-        ("too many tokens", "say.bot.chat.a.b", b"1", 107),
         ("unknown namespace", "say.bot.nope.a", b"1", 102),
         ("closed namespace", "say.bot.closed.a", b"1", 103),
         ("not stored", "say.bot.loose.a", b"1", 108),

@@ -100,6 +100,9 @@ async fn a_publish_whose_acknowledgements_all_vanish_is_answered_unknown_and_sto
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_publish_that_is_lost_on_its_way_is_not_told_as_stored() {
     let mut rig = Rig::servers(1, true, |_| {}).await;
+    let rooms = rig.rooms.clone();
+    rig.read("reader", &rooms);
+    rig.until_joined().await;
     rig.write("writer", 20, 100);
     rig.until_acked(20, Duration::from_secs(60)).await;
     // The publish itself never reaches the server, again and again.

@@ -72,13 +72,9 @@ async fn lose_trim_publish(rig: &Rig, archived: bool) {
         frame.is_message() && frame.subject.starts_with("room.")
     });
     if !archived {
-        // The worker does not get them either, however often they are sent to it.
+        // The worker cannot read what is to be trimmed.
         proxy.lose(usize::MAX, |frame| {
-            let fetched = frame
-                .reply
-                .as_ref()
-                .is_some_and(|reply| reply.starts_with("$JS.ACK."));
-            frame.is_message() && fetched && (frame.holds("-3\",") || frame.holds("-4\","))
+            frame.is_publish() && frame.subject.starts_with("$JS.API.DIRECT.GET.")
         });
     }
     author.publish().await;
@@ -107,6 +103,7 @@ async fn lose_trim_publish(rig: &Rig, archived: bool) {
         .await
         .unwrap();
     stream.purge().sequence(newest + 1).await.unwrap();
+    proxy.heal();
     author.publish().await;
 }
 

@@ -28,9 +28,8 @@ export class Client {
     const room = { subscription, publications: [], joins: [], ends: [] };
     this.#rooms.set(channel, room);
     subscription.on("publication", ({ data, offset, info, tags }) => room.publications.push({ data, offset, info, tags }));
-    // `before`: how many publications had come, which tells those of the recovery from those before it.
     subscription.on("subscribed", ({ recovered, wasRecovering, streamPosition, recoverable, positioned }) =>
-      room.joins.push({ recovered, wasRecovering, streamPosition, recoverable, positioned, before: room.publications.length }));
+      room.joins.push({ recovered, wasRecovering, streamPosition, recoverable, positioned }));
     subscription.on("unsubscribed", ({ code, reason }) => room.ends.push({ code, reason }));
     subscription.on("error", ({ error }) => this.errors.push(error));
     subscription.subscribe();

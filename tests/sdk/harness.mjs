@@ -22,6 +22,9 @@ const PUBLISH_CHUNK_MESSAGES = 50;
 /** Pictures of the page, for people. */
 export const RESULTS_DIR = join(ROOT, "test-results");
 
+/** Waiting longer changes nothing. */
+class Hopeless extends Error {}
+
 /** Resolves with the first truthy value of `look`; a deadline that passes is an error that says what was waited for. */
 export async function until(what, look, timeoutMs = 20_000) {
   const deadline = Date.now() + timeoutMs;
@@ -32,6 +35,7 @@ export async function until(what, look, timeoutMs = 20_000) {
       if (value) return value;
       problem = "";
     } catch (error) {
+      if (error instanceof Hopeless) throw error;
       problem = ` (${error.message})`;
     }
     if (Date.now() > deadline) throw new Error(`not within ${timeoutMs} ms: ${what}${problem}`);
@@ -63,8 +67,11 @@ export class Weir {
   #ports = null;
   #config = "";
 
-  /** Started and ready. `t` is the test: everything is gone when it ends, and a failed one shows the log. */
-  static async start(t, { origins = [], archiveHistory = true } = {}) {
+  /**
+   * Started and ready. `t` is the test: everything is gone when it ends, and a failed one shows the log. `origins` are allowed beside Weir's
+   * own, `client` is more of the section [client].
+   */
+  static async start(t, { origins = [], client = "" } = {}) {
     const weir = new Weir();
     running.add(weir);
     t.after(() => weir.remove(t));
@@ -80,11 +87,14 @@ port = ${nats}
 mqtt_port = ${mqtt}
 [client]
 allow_anonymous_connect_without_token = true
+# Writers publish as fast as they are answered, and a refusal in the middle of a chunk would change the order that the tests know.
+command_rate_limit = 0
 allowed_origins = ${JSON.stringify(origins)}
+${client}
 [[channel.namespaces]]
 name = "chat"
-history_size = ${archiveHistory ? -1 : 0}
-force_recovery = ${archiveHistory}
+history_size = -1
+force_recovery = true
 ${RIGHTS.map((right) => `allow_${right} = true`).join("\n")}
 `);
     await weir.up();
@@ -101,14 +111,16 @@ ${RIGHTS.map((right) => `allow_${right} = true`).join("\n")}
   /** Starts it (again) and waits until it says that it is ready. */
   async up() {
     const log = openSync(this.#log, "a");
-    const child = spawn(WEIR_BIN, ["up", "--config", this.#config, "--data", this.data], { cwd: ROOT, stdio: ["ignore", log, log] });
+    // Of the variables that Weir reads, none of the caller's shell: its settings are this file's.
+    const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("WEIR_") || name === "WEIR_NATS_SERVER"));
+    const child = spawn(WEIR_BIN, ["up", "--config", this.#config, "--data", this.data], { cwd: ROOT, env, stdio: ["ignore", log, log] });
     closeSync(log);
     this.#child = child;
     let failure = null;
     child.once("error", (error) => { failure = error; });
     await until("weir is ready", async () => {
-      if (failure) throw failure;
-      if (child.exitCode !== null) throw new Error(`weir ended with ${child.exitCode}:\n${this.logTail()}`);
+      if (failure) throw new Hopeless(`${WEIR_BIN}: ${failure.message}`);
+      if (child.exitCode !== null || child.signalCode !== null) throw new Hopeless(`weir ended with ${child.exitCode ?? child.signalCode}`);
       return (await fetch(`${this.internalUrl}/ready`)).ok;
     }, START_TIMEOUT_MS).catch((error) => { throw new Error(`${error.message}\n${this.logTail()}`); });
   }
@@ -120,6 +132,7 @@ ${RIGHTS.map((right) => `allow_${right} = true`).join("\n")}
     this.#child = null;
     if (child.exitCode !== null || child.signalCode !== null) return;
     child.kill("SIGTERM");
+    child.kill("SIGCONT");
     try {
       await until("weir has ended", () => child.exitCode !== null || child.signalCode !== null, STOP_TIMEOUT_MS);
     } catch (error) {
@@ -127,6 +140,10 @@ ${RIGHTS.map((right) => `allow_${right} = true`).join("\n")}
       throw new Error(`${error.message}\n${this.logTail()}`);
     }
   }
+
+  /** It answers nobody until it is thawed, and every socket stays open. */
+  freeze() { this.#child.kill("SIGSTOP"); }
+  thaw() { this.#child.kill("SIGCONT"); }
 
   async restart() { await this.down(); await this.up(); }
 
@@ -181,12 +198,22 @@ ${RIGHTS.map((right) => `allow_${right} = true`).join("\n")}
     } finally { await closing(); }
   }
 
-  /** The archive has acknowledged everything that the stream holds. */
+  /** The value of a metric of this process. */
+  async metric(name) {
+    const text = await (await fetch(`${this.internalUrl}/metrics`)).text();
+    const line = text.split("\n").find((candidate) => candidate.startsWith(`${name} `));
+    if (!line) throw new Error(`there is no metric ${name}`);
+    return Number(line.slice(name.length + 1));
+  }
+
+  /**
+   * The archive has everything that the stream holds. Rows are counted and the worker's lag alone is not believed, as it is what it was at
+   * the last look. Since rows count from the start of the process: only before a restart, or when nothing was archived before it.
+   */
   archived(stream = "ROOMS_0") {
     return until("the archive has everything", async () => {
-      const { consumers } = await this.jetstream(`CONSUMER.LIST.${stream}`);
-      const archive = consumers.filter(({ name }) => name.startsWith("archive_"));
-      return archive.length === 1 && archive[0].num_pending === 0 && archive[0].num_ack_pending === 0;
+      const { state } = await this.jetstream(`STREAM.INFO.${stream}`);
+      return await this.metric("weir_archive_rows") >= state.messages && await this.metric("weir_archive_lag_messages") === 0;
     });
   }
 

@@ -112,8 +112,8 @@ for (const [place, prepare] of Object.entries(PLACES)) {
   });
 
   for (const trimmed of [false, true]) {
-    const title = trimmed ? "that only the archive still has" : "";
-    test(`${place}: ${MISSED_MESSAGES} missed messages ${title} come back in order, recovered: true`, async (t) => {
+    const which = trimmed ? "missed messages that only the archive still has" : "missed messages";
+    test(`${place}: ${MISSED_MESSAGES} ${which} come back in order, recovered: true`, async (t) => {
       const { weir, make } = await prepare(t);
       const reader = await connected(t, await make());
       const writer = await connected(t, inNode(weir.socketUrl));

@@ -42,26 +42,42 @@ where
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
+/// serde reads a struct from a list, too; the protocol knows objects only.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error as _;
+        let raw = <&RawValue>::deserialize(deserializer)?;
+        if !raw.get().starts_with('{') {
+            return Err(D::Error::custom("an object is wanted"));
+        }
+        serde_json::from_str(raw.get())
+            .map(Self)
+            .map_err(D::Error::custom)
+    }
+}
+
 #[derive(Deserialize)]
 struct RawCommand<'a> {
     #[serde(default, deserialize_with = "nullable")]
     id: u32,
     #[serde(borrow)]
-    connect: Option<RawConnect<'a>>,
-    subscribe: Option<RawSubscribe>,
-    unsubscribe: Option<RawChannel>,
+    connect: Option<Object<RawConnect<'a>>>,
+    subscribe: Option<Object<RawSubscribe>>,
+    unsubscribe: Option<Object<RawChannel>>,
     #[serde(borrow)]
-    publish: Option<RawPublish<'a>>,
-    presence: Option<RawChannel>,
-    presence_stats: Option<RawChannel>,
-    history: Option<RawHistory>,
+    publish: Option<Object<RawPublish<'a>>>,
+    presence: Option<Object<RawChannel>>,
+    presence_stats: Option<Object<RawChannel>>,
+    history: Option<Object<RawHistory>>,
     ping: Option<serde::de::IgnoredAny>,
     #[serde(borrow)]
-    send: Option<RawData<'a>>,
+    send: Option<Object<RawData<'a>>>,
     #[serde(borrow)]
-    rpc: Option<RawRpc<'a>>,
-    refresh: Option<RawToken>,
-    sub_refresh: Option<RawToken>,
+    rpc: Option<Object<RawRpc<'a>>>,
+    refresh: Option<Object<RawToken>>,
+    sub_refresh: Option<Object<RawToken>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -128,7 +144,7 @@ struct RawHistory {
     channel: String,
     #[serde(deserialize_with = "nullable")]
     limit: i32,
-    since: Option<RawPosition>,
+    since: Option<Object<RawPosition>>,
     #[serde(deserialize_with = "nullable")]
     reverse: bool,
 }
@@ -181,7 +197,7 @@ pub fn decode(frame: &Bytes, commands_max: usize) -> Result<Vec<Command>, Decode
         if commands.len() == commands_max {
             return Err(DecodeError::TooMany(commands_max));
         }
-        let raw: RawCommand<'_> = serde_json::from_slice(line)
+        let Object(raw): Object<RawCommand<'_>> = serde_json::from_slice(line)
             .map_err(|error| DecodeError::Malformed(error.to_string()))?;
         commands.push(raw.into_command(frame));
     }
@@ -195,14 +211,14 @@ impl RawCommand<'_> {
             Some(raw) => frame.slice_ref(raw.get().as_bytes()),
             None => Bytes::new(),
         };
-        let kind = if let Some(connect) = self.connect {
+        let kind = if let Some(Object(connect)) = self.connect {
             CommandKind::Connect(Connect {
                 token: connect.token,
                 data: connect.data.map(|data| bytes(Some(data))),
                 name: connect.name,
                 version: connect.version,
             })
-        } else if let Some(subscribe) = self.subscribe {
+        } else if let Some(Object(subscribe)) = self.subscribe {
             CommandKind::Subscribe(Subscribe {
                 channel: subscribe.channel,
                 token: subscribe.token,
@@ -217,47 +233,49 @@ impl RawCommand<'_> {
                 delta: subscribe.delta,
                 has_tags_filter: subscribe.tf.is_some(),
             })
-        } else if let Some(unsubscribe) = self.unsubscribe {
+        } else if let Some(Object(unsubscribe)) = self.unsubscribe {
             CommandKind::Unsubscribe {
                 channel: unsubscribe.channel,
             }
-        } else if let Some(publish) = self.publish {
+        } else if let Some(Object(publish)) = self.publish {
             let data = bytes(publish.data);
             CommandKind::Publish {
                 channel: publish.channel,
                 data,
             }
-        } else if let Some(presence) = self.presence {
+        } else if let Some(Object(presence)) = self.presence {
             CommandKind::Presence {
                 channel: presence.channel,
             }
-        } else if let Some(stats) = self.presence_stats {
+        } else if let Some(Object(stats)) = self.presence_stats {
             CommandKind::PresenceStats {
                 channel: stats.channel,
             }
-        } else if let Some(history) = self.history {
+        } else if let Some(Object(history)) = self.history {
             CommandKind::History(History {
                 channel: history.channel,
                 limit: history.limit,
-                since: history.since.map(|since| (since.offset, since.epoch)),
+                since: history
+                    .since
+                    .map(|Object(since)| (since.offset, since.epoch)),
                 reverse: history.reverse,
             })
         } else if self.ping.is_some() {
             CommandKind::Ping
-        } else if let Some(send) = self.send {
+        } else if let Some(Object(send)) = self.send {
             CommandKind::Send {
                 data: bytes(send.data),
             }
-        } else if let Some(rpc) = self.rpc {
+        } else if let Some(Object(rpc)) = self.rpc {
             CommandKind::Rpc {
                 method: rpc.method,
                 data: bytes(rpc.data),
             }
-        } else if let Some(refresh) = self.refresh {
+        } else if let Some(Object(refresh)) = self.refresh {
             CommandKind::Refresh {
                 token: refresh.token,
             }
-        } else if let Some(refresh) = self.sub_refresh {
+        } else if let Some(Object(refresh)) = self.sub_refresh {
             CommandKind::SubRefresh {
                 channel: refresh.channel,
                 token: refresh.token,
@@ -671,6 +689,8 @@ mod tests {
             "{\"id\":1,\"publish\":[1]}",
             "{\"id\":1,\"subscribe\":{\"offset\":-1}}",
             "{\"id\":1}\n\n{\"id\":2}",
+            "{\"id\":1,\"connect\":[]}",
+            "{\"id\":1,\"subscribe\":[\"a\"]}",
             "{\"id\":1,\"id\":2}",
             "{\"id\":1",
             "{}\n{}\n{}\n{}\n{}",

@@ -262,11 +262,12 @@ impl Inner {
             updated.map_err(|error| refused(&error))?;
             tracing::warn!(stream, "stream is fenced");
         }
-        // What it took in before the fence is stored before this is answered.
-        match barrier(&self.links.live, &parked).await {
-            Barrier::Passed => Ok(true),
-            Barrier::NoStream | Barrier::Silent => Err(refused(&"it does not answer").into()),
+        // What it took in before the fence is stored before this is answered. Without the right to
+        // publish there the answer stays out; the fence stands all the same.
+        if barrier(&self.links.live, &parked).await != Barrier::Passed {
+            tracing::warn!(stream, "fenced stream does not answer on {parked}");
         }
+        Ok(true)
     }
 
     /// Adds the next generation to a slot: a name that nobody knows, above every offset.

@@ -29,6 +29,15 @@ use weir_nats::{Author, Delivery, Door, Placements, RoomName, Seq};
 /// Nothing in these tests takes longer than this on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(12);
 
+/// The rights of the three users, as in `deploy/nats.conf`.
+const LIVE: &str = r#"{
+    publish: ["log.>", "parked.>", "eph.>", "who.>", "weir.>", "$JS.API.>", "$KV.weir.>"]
+    subscribe: ["room.>", "eph.>", "who.>", "weir.>", "_INBOX.weir.>"] }"#;
+const READS: &str = r#"{
+    publish: ["$JS.API.DIRECT.GET.>", "$JS.API.STREAM.INFO.*"]
+    subscribe: ["_INBOX.weir_read.>"] }"#;
+const DOOR: &str = r#"{ publish: ["_INBOX.>"], subscribe: ["say.*.*.*"] }"#;
+
 /// A nats-server of one test, ended with it.
 pub struct Server {
     child: Option<Child>,
@@ -65,8 +74,9 @@ impl Server {
             "listen: 127.0.0.1:{}\nserver_name: test\n\
              jetstream {{ store_dir: {:?}, sync_interval: always }}\n\
              authorization {{ users: [\n\
-             {{user: weir, password: w}}, {{user: weir_read, password: r}}, \
-             {{user: weir_door, password: d}}] }}\n",
+             {{user: weir, password: w, permissions: {LIVE}}},\n\
+             {{user: weir_read, password: r, permissions: {READS}}},\n\
+             {{user: weir_door, password: d, permissions: {DOOR}}}] }}\n",
             server.port,
             server.store(),
         );

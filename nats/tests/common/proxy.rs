@@ -15,6 +15,8 @@ pub struct Proxy {
     deaf: Arc<AtomicBool>,
     /// What the client says is swallowed.
     mute: Arc<AtomicBool>,
+    /// What the client says waits here.
+    hold: watch::Sender<bool>,
     cut: watch::Sender<u64>,
 }
 
@@ -25,10 +27,11 @@ impl Proxy {
             port: listener.local_addr().unwrap().port(),
             deaf: Arc::default(),
             mute: Arc::default(),
+            hold: watch::Sender::new(false),
             cut: watch::Sender::new(0),
         };
         let (deaf, mute) = (Arc::clone(&proxy.deaf), Arc::clone(&proxy.mute));
-        let cut = proxy.cut.clone();
+        let (hold, cut) = (proxy.hold.clone(), proxy.cut.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", to)).await else {
@@ -36,8 +39,14 @@ impl Proxy {
                 };
                 let (client_read, client_write) = client.into_split();
                 let (server_read, server_write) = server.into_split();
-                let up = pump(client_read, server_write, Arc::clone(&mute));
-                let down = pump(server_read, client_write, Arc::clone(&deaf));
+                let up = pump(
+                    client_read,
+                    server_write,
+                    Arc::clone(&mute),
+                    hold.subscribe(),
+                );
+                let free = watch::Sender::new(false).subscribe();
+                let down = pump(server_read, client_write, Arc::clone(&deaf), free);
                 let mut cut = cut.subscribe();
                 tokio::spawn(async move {
                     tokio::select! {
@@ -61,6 +70,11 @@ impl Proxy {
         self.mute.store(true, Ordering::SeqCst);
     }
 
+    /// From now on what the client says waits, or goes on.
+    pub fn hold_requests(&self, hold: bool) {
+        self.hold.send_replace(hold);
+    }
+
     /// Cuts every connection and lets the next ones be.
     pub fn cut(&self) {
         self.cut.send_modify(|count| *count += 1);
@@ -69,9 +83,17 @@ impl Proxy {
     }
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, swallow: Arc<AtomicBool>) {
+async fn pump(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    swallow: Arc<AtomicBool>,
+    mut hold: watch::Receiver<bool>,
+) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        if *hold.borrow() && hold.wait_for(|hold| !hold).await.is_err() {
+            return;
+        }
         if !swallow.load(Ordering::SeqCst) && to.write_all(&buffer[..read]).await.is_err() {
             return;
         }

@@ -10,13 +10,16 @@ use tempfile::TempDir;
 
 use super::{free_port, until};
 
-/// The accounts and users of `deploy/nats.conf`, as a template: `@NAME@` is filled in by a test.
-const CONFIG: &str = include_str!("nats.conf");
+/// The configuration that is shipped, so that its rights are the ones under test.
+const CONFIG: &str = include_str!("../../../deploy/nats.conf");
+/// Where the account's users begin.
+const USERS: &str = "jetstream: enabled\n    users: [\n";
 
 /// A nats-server in a folder of its own. Killed and removed on drop.
 pub(crate) struct Nats {
     dir: TempDir,
     pub(crate) port: u16,
+    mqtt_port: u16,
     child: Option<Child>,
     jetstream: bool,
     store: PathBuf,
@@ -54,6 +57,7 @@ impl Nats {
         let mut nats = Self {
             dir,
             port,
+            mqtt_port: free_port(),
             child: None,
             jetstream,
             store,
@@ -70,31 +74,17 @@ impl Nats {
     /// Starts it (again) on the same port and store, and waits until it answers.
     pub(crate) async fn spawn(&mut self) {
         assert!(self.child.is_none(), "it runs already");
-        let jetstream = format!(
-            "jetstream {{ store_dir: \"{}\", sync_interval: always }}",
-            self.store.display()
-        );
-        let config = CONFIG
-            .replace("@PORT@", &self.port.to_string())
-            .replace("@JETSTREAM@", if self.jetstream { &jetstream } else { "" })
-            .replace(
-                "@WEIR_JETSTREAM@",
-                if self.jetstream {
-                    "jetstream: enabled"
-                } else {
-                    ""
-                },
-            );
         let path = self.dir.path().join("nats.conf");
-        std::fs::write(&path, config).unwrap();
+        std::fs::write(&path, self.config()).unwrap();
         let log = File::options()
             .create(true)
             .append(true)
-            .open(self.dir.path().join("nats.log"))
+            .open(self.dir.path().join("nats.out"))
             .unwrap();
         let child = Command::new(nats_server())
             .arg("-c")
             .arg(&path)
+            .envs(self.environment())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -109,6 +99,61 @@ impl Nats {
             !self.jetstream || context.query_account().await.is_ok()
         })
         .await;
+    }
+
+    /// The shipped text with one more user, `test`, who may do everything in the account (to scan, to
+    /// cut, to delete); and, for a server without JetStream, with that taken out.
+    fn config(&self) -> String {
+        assert!(
+            CONFIG.contains(USERS),
+            "deploy/nats.conf has changed its shape"
+        );
+        let user = "      { user: test, password: test }\n";
+        let config = CONFIG.replace(USERS, &format!("{USERS}{user}"));
+        if self.jetstream {
+            return config;
+        }
+        let without = |text: &str, block: &str| {
+            let start = text.find(&format!("\n{block} {{")).unwrap();
+            let end = start + text[start..].find("\n}\n").unwrap() + 3;
+            format!("{}{}", &text[..start], &text[end..])
+        };
+        without(&without(&config, "jetstream"), "mqtt").replace("jetstream: enabled", "")
+    }
+
+    /// What the shipped configuration takes from its environment; passwords are the user names.
+    fn environment(&self) -> Vec<(String, String)> {
+        let path = |name: &str| self.dir.path().join(name).display().to_string();
+        let mut values = vec![
+            ("SERVER_NAME".to_owned(), "'weir-test'".to_owned()),
+            ("HOST".to_owned(), "'127.0.0.1'".to_owned()),
+            ("PORT".to_owned(), self.port.to_string()),
+            ("MQTT_PORT".to_owned(), self.mqtt_port.to_string()),
+            ("PID_FILE".to_owned(), format!("'{}'", path("nats.pid"))),
+            ("LOG_FILE".to_owned(), format!("'{}'", path("nats.log"))),
+            (
+                "STORE_DIR".to_owned(),
+                format!("'{}'", self.store.display()),
+            ),
+        ];
+        for user in [
+            "weir",
+            "weir_read",
+            "weir_door",
+            "ops",
+            "bot",
+            "dev1",
+            "sys",
+        ] {
+            values.push((
+                format!("{}_PASSWORD", user.to_uppercase()),
+                format!("'{user}'"),
+            ));
+        }
+        values
+            .into_iter()
+            .map(|(name, value)| (format!("WEIR_CONF_{name}"), value))
+            .collect()
     }
 
     fn options(&self, user: &str) -> async_nats::ConnectOptions {

@@ -192,7 +192,8 @@ impl Weir {
             }
             assert!(
                 start.elapsed() < Duration::from_secs(60),
-                "weir is not ready after 60 s:\n{}",
+                "weir is not ready after 60 s: {:?}\n{}",
+                self.get("/ready").await,
                 tail(&self.log())
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
