@@ -17,16 +17,18 @@ use weir_edge::door::{NativeDoor, may_be_answered};
 use weir_edge::hub::{Hub, HubParts};
 use weir_edge::metrics::Metrics;
 use weir_edge::outbox::OutboxLimits;
+use weir_edge::rate::{Rate, UserRates};
 use weir_edge::room::RingLimits;
+use weir_edge::seats::Seats;
 use weir_edge::settings::{
     Bounds, ClientSettings, DataFormat, DoorSettings, EdgeSettings, Namespace,
 };
 use weir_edge::{server, sweep};
 use weir_history::service::{Access, HistoryService};
 use weir_history::{Archive, Reader, Window, Worker, WorkerMetrics};
-use weir_nats::connect::{ConnectConfig, Credentials, Links};
+use weir_nats::connect::{ConnectConfig, Credentials, LinkTimes, Links};
 use weir_nats::guard::Guard;
-use weir_nats::publish::{ArchiveLookup, Publisher, PublisherParts, Saw};
+use weir_nats::publish::{ArchiveLookup, PublishLimits, Publisher, PublisherParts, Saw};
 use weir_nats::replay::Replay;
 use weir_nats::stream::{
     LogConfig, PROBE_SUBJECT, PROBED_SUBJECT, Storage, context, declare_probe,
@@ -87,8 +89,10 @@ impl Roles {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         tasks.spawn(guard.clone().run(guard_events, stop.clone()));
 
-        let replay = Replay::new(links.reads.clone());
-        let reader = Reader::new(Some(archive.clone()), replay.clone());
+        let deep_reads = usize::from(config.history.stream_reads);
+        let replay = Replay::new(links.reads.clone()).with_reads_at_once(deep_reads);
+        let reader = Reader::new(Some(archive.clone()), replay.clone())
+            .with_cache(config.history.cache_max_size);
         let wake = Arc::new(Notify::new());
         let publisher = Publisher::start(
             PublisherParts {
@@ -102,6 +106,7 @@ impl Roles {
                     .collect(),
                 saw: saw(guard.clone(), Arc::clone(&wake)),
                 lookup: Some(lookup(reader.clone())),
+                limits: publish_limits(config),
             },
             &tasks,
         );
@@ -134,11 +139,14 @@ impl Roles {
             publisher.resync(),
             stop.clone(),
         ));
+        let (rate, users_max) = (settings.door.rate, settings.door.users_max);
+        let rates = Arc::new(UserRates::new(rate, users_max));
         let door = NativeDoor::new(
             links.door.clone(),
             publisher.clone(),
             Arc::clone(&settings),
             Arc::clone(&metrics),
+            Arc::clone(&rates),
             tasks.clone(),
         );
         spawn_service("door", door.run(stop.clone()), &tasks);
@@ -146,7 +154,7 @@ impl Roles {
             links.door.clone(),
             reader.clone(),
             placements.clone(),
-            history_policy(Arc::clone(&settings)),
+            history_policy(Arc::clone(&settings), rates),
             {
                 let settings = Arc::clone(&settings);
                 Arc::new(move |user: &str, reply: &str| {
@@ -154,7 +162,8 @@ impl Roles {
                 })
             },
             tasks.clone(),
-        );
+        )
+        .with_page(settings.bounds.reply_max_bytes);
         spawn_service("history", history.run(stop.clone()), &tasks);
         let edge = Arc::new(Edge {
             verifier: verifier(config),
@@ -165,6 +174,7 @@ impl Roles {
             reader,
             placements,
             nats: links.live.clone(),
+            seats: Seats::default(),
             tasks: tasks.clone(),
             draining: CancellationToken::new(),
         });
@@ -359,8 +369,14 @@ fn lookup(reader: Reader) -> ArchiveLookup {
     })
 }
 
-fn history_policy(settings: Arc<EdgeSettings>) -> weir_history::service::Policy {
+fn history_policy(
+    settings: Arc<EdgeSettings>,
+    rates: Arc<UserRates>,
+) -> weir_history::service::Policy {
     Arc::new(move |user: &str, room: &RoomName| {
+        if !rates.take(user, tokio::time::Instant::now()) {
+            return Err((111, "requests come too fast (door.rate_limit)"));
+        }
         let namespace = settings.namespace(room).ok_or((102, "unknown channel"))?;
         if !namespace.stored {
             return Err((108, "rooms of this namespace are not stored"));
@@ -402,6 +418,18 @@ fn connect_config(config: &Config) -> ConnectConfig {
         live: credentials(&config.nats.live),
         reads: credentials(&config.nats.reads),
         door: credentials(&config.nats.door),
+        times: LinkTimes {
+            ping_interval: config.nats.ping_interval,
+            request_timeout: config.nats.request_timeout,
+        },
+    }
+}
+
+fn publish_limits(config: &Config) -> PublishLimits {
+    PublishLimits {
+        queue_max_bytes: config.publish.queue_max_size,
+        expected_wait_max: config.publish.queue_max_wait,
+        batch_max_messages: usize::from(config.publish.batch_size),
     }
 }
 
@@ -435,8 +463,11 @@ fn edge_settings(config: &Config) -> EdgeSettings {
             allowed_origins: client.allowed_origins.clone(),
             insecure: client.insecure,
             allow_anonymous_connect_without_token: client.allow_anonymous_connect_without_token,
+            disallow_anonymous_connection_tokens: client.disallow_anonymous_connection_tokens,
             channel_limit: client.channel_limit as usize,
             connection_limit: client.connection_limit as usize,
+            connection_rate_limit_per_s: client.connection_rate_limit,
+            user_connection_limit: client.user_connection_limit as usize,
             queue_max_size_bytes: client.queue_max_size,
             message_size_limit_bytes: config.websocket.message_size_limit,
             ping_interval: client.ping_interval,
@@ -445,17 +476,25 @@ fn edge_settings(config: &Config) -> EdgeSettings {
             expired_close_delay: client.expired_close_delay,
             history_max_publication_limit: client.history_max_publication_limit,
             recovery_max_publication_limit: client.recovery_max_publication_limit,
-            command_rate_limit_per_s: client.command_rate_limit,
-            command_burst: client.command_burst,
+            command_rate: Rate {
+                per_s: client.command_rate_limit,
+                burst: client.command_burst,
+            },
         },
         without_namespace: Some(namespace(&config.channel.without_namespace)),
         namespaces,
         rpc_timeout: config.rpc.timeout,
         door: DoorSettings {
             message_size_limit_bytes: config.door.message_size_limit,
+            rate: Rate {
+                per_s: config.door.rate_limit,
+                burst: config.door.burst,
+            },
+            users_max: config.door.users_limit as usize,
             in_flight_max: config.door.in_flight_limit as usize,
             operators: vec!["ops".to_owned()],
         },
+        shutdown_spread: config.shutdown.spread,
         bounds: Bounds {
             rooms_max: config.room.limit as usize,
             ring: RingLimits {
@@ -465,6 +504,7 @@ fn edge_settings(config: &Config) -> EdgeSettings {
             room_idle: config.room.idle_timeout,
             sweep_interval: config.room.sweep_interval,
             slow_commands_max: config.rpc.in_flight_limit as usize,
+            reply_max_bytes: u32::try_from(config.history.page_max_size).unwrap_or(u32::MAX),
             pushes_max_bytes: OutboxLimits::PUSHES_MAX_BYTES.min(client.queue_max_size),
             ..bounds
         },
@@ -482,10 +522,9 @@ fn namespace(options: &config::Namespace) -> Namespace {
             allow_history_for_subscriber: options.allow_history_for_subscriber,
             allow_history_for_client: options.allow_history_for_client,
             allow_history_for_anonymous: options.allow_history_for_anonymous,
-            allow_presence_for_subscriber: options.allow_presence_for_subscriber,
-            allow_presence_for_client: options.allow_presence_for_client,
-            allow_presence_for_anonymous: options.allow_presence_for_anonymous,
             allow_user_limited_channels: options.allow_user_limited_channels,
+            // Nobody can ask: presence is not in this version.
+            ..NamespaceRules::default()
         },
         log: options.log.clone(),
         stored: options.history_size != 0,
@@ -502,5 +541,93 @@ fn namespace(options: &config::Namespace) -> Namespace {
             config::DataFormat::JsonObject => DataFormat::JsonObject,
             config::DataFormat::Binary => DataFormat::Binary,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Sources;
+
+    #[test]
+    fn keys_reach_what_they_are_about() {
+        let text = r#"
+            [client]
+            allowed_origins = ["https://*.example.com"]
+            disallow_anonymous_connection_tokens = true
+            connection_limit = 11
+            connection_rate_limit = 12
+            user_connection_limit = 13
+            command_rate_limit = 14
+            command_burst = 15
+            [[channel.namespaces]]
+            name = "chat"
+            history_size = 10000
+            history_ttl = "16s"
+            [publish]
+            queue_max_size = 1048577
+            queue_max_wait = "17ms"
+            batch_size = 18
+            [history]
+            page_max_size = 65537
+            [rpc]
+            timeout = "19ms"
+            in_flight_limit = 20
+            [door]
+            rate_limit = 21
+            burst = 22
+            in_flight_limit = 23
+            users_limit = 24
+            [nats]
+            request_timeout = "250ms"
+            ping_interval = "26s"
+            [shutdown]
+            spread = "27s"
+        "#;
+        let file = Some(("weir.toml".to_owned(), text.to_owned()));
+        let sources = Sources {
+            file,
+            ..Sources::default()
+        };
+        let config = Config::load(sources).unwrap().config;
+        let seconds = Duration::from_secs;
+
+        let settings = edge_settings(&config);
+        let client = &settings.client;
+        assert_eq!(client.allowed_origins, ["https://*.example.com"]);
+        assert!(client.disallow_anonymous_connection_tokens);
+        assert_eq!(client.connection_limit, 11);
+        assert_eq!(client.connection_rate_limit_per_s, 12);
+        assert_eq!(client.user_connection_limit, 13);
+        let rate = |per_s, burst| Rate { per_s, burst };
+        assert_eq!(client.command_rate, rate(14, 15));
+        let chat = settings.namespaces["chat"].window;
+        assert_eq!((chat.size, chat.ttl), (Some(10_000), Some(seconds(16))));
+        assert_eq!(settings.bounds.reply_max_bytes, 65_537);
+        assert_eq!(settings.rpc_timeout, Duration::from_millis(19));
+        assert_eq!(settings.bounds.slow_commands_max, 20);
+        assert_eq!(settings.door.rate, rate(21, 22));
+        assert_eq!(settings.door.in_flight_max, 23);
+        assert_eq!(settings.door.users_max, 24);
+        assert_eq!(settings.shutdown_spread, seconds(27));
+
+        let limits = PublishLimits {
+            queue_max_bytes: 1_048_577,
+            expected_wait_max: Duration::from_millis(17),
+            batch_max_messages: 18,
+        };
+        assert_eq!(publish_limits(&config), limits);
+        let times = LinkTimes {
+            ping_interval: seconds(26),
+            request_timeout: Duration::from_millis(250),
+        };
+        assert_eq!(connect_config(&config).times, times);
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_parts() {
+        let config = Config::default();
+        assert_eq!(publish_limits(&config), PublishLimits::default());
+        assert_eq!(connect_config(&config).times, LinkTimes::default());
     }
 }

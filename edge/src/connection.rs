@@ -28,7 +28,8 @@ use crate::outbox::Outbox;
 use crate::protocol::code::{DisconnectCode, ErrorCode};
 use crate::protocol::{Command, History, json};
 use crate::room_task::encode;
-use crate::session::{Effect, Join, Now, Session};
+use crate::seats::{Seat, Seats};
+use crate::session::{Effect, Join, Now, Session, random_part};
 use crate::settings::EdgeSettings;
 use crate::websocket::{self, Decoder, Event, Opcode};
 
@@ -58,6 +59,8 @@ pub struct Edge {
     pub verifier: Option<Arc<Verifier>>,
     /// For rpc and for what is not stored.
     pub nats: Client,
+    /// Connections of each user.
+    pub seats: Seats,
     /// The node's tasks.
     pub tasks: TaskTracker,
     /// Set when the edge accepts no more and lets its connections go.
@@ -70,6 +73,8 @@ struct Connection {
     edge: Arc<Edge>,
     link: Arc<Link>,
     session: Session,
+    /// The user's place, where places are counted.
+    seat: Option<Seat>,
     decoder: Decoder,
     /// Commands that came in a frame and are not carried out yet.
     commands: VecDeque<Command>,
@@ -106,6 +111,7 @@ pub async fn run(edge: Arc<Edge>, socket: TcpStream, first: Bytes) {
         edge,
         link: Arc::clone(&link),
         session,
+        seat: None,
         decoder,
         commands: VecDeque::new(),
         joining: None,
@@ -181,6 +187,8 @@ async fn wait_for_peer(link: &Link) {
 impl Connection {
     async fn drive(&mut self) -> End {
         let draining = self.edge.draining.clone();
+        // When this connection is let go, once the edge goes away.
+        let mut leave_at = None;
         loop {
             if let Err(end) = self.turn() {
                 return end;
@@ -188,6 +196,7 @@ impl Connection {
             let link = Arc::clone(&self.link);
             let can_read = self.joining.is_none() && self.commands.is_empty();
             let deadline = self.session.deadline();
+            let deadline = leave_at.map_or(deadline, |at| deadline.min(at));
             tokio::select! {
                 biased;
                 joined = join_of(&mut self.joining), if self.joining.is_some() => {
@@ -216,12 +225,20 @@ impl Connection {
                     }
                 }
                 () = tokio::time::sleep_until(deadline) => {
-                    let effect = self.session.timer(Instant::now());
+                    let now = Instant::now();
+                    if leave_at.is_some_and(|at| now >= at) {
+                        return End::Close(DisconnectCode::SHUTDOWN);
+                    }
+                    let effect = self.session.timer(now);
                     if let Err(end) = self.perform(effect) {
                         return end;
                     }
                 }
-                () = draining.cancelled() => return End::Close(DisconnectCode::SHUTDOWN),
+                () = draining.cancelled(), if leave_at.is_none() => {
+                    // Each at a time of its own, so that they do not all come back at once.
+                    let spread = self.edge.settings.shutdown_spread;
+                    leave_at = Some(Instant::now() + random_part(spread));
+                }
             }
         }
     }
@@ -300,6 +317,10 @@ impl Connection {
         match effect {
             Effect::None => {}
             Effect::Reply(frame) => self.reply(&frame),
+            Effect::Connected(frame) => {
+                self.sit_down()?;
+                self.reply(&frame);
+            }
             Effect::Join(join) => self.join(join),
             Effect::Leave(membership, frame) => {
                 drop(membership);
@@ -329,6 +350,18 @@ impl Connection {
             Effect::Rpc { id, method, data } => self.rpc(id, &method, data),
             Effect::Close(code) => return Err(End::Close(code)),
         }
+        Ok(())
+    }
+
+    /// Takes a place among the user's connections. The anonymous user is many people.
+    fn sit_down(&mut self) -> Result<(), End> {
+        let max = self.edge.settings.client.user_connection_limit;
+        let (user, _) = self.session.user().unwrap_or_default();
+        if max == 0 || user.is_empty() {
+            return Ok(());
+        }
+        let seat = self.edge.seats.take(user, max);
+        self.seat = Some(seat.ok_or(End::Close(DisconnectCode::CONNECTION_LIMIT))?);
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_authz::{Action, Grants};
@@ -22,6 +23,7 @@ use weir_nats::{Author, Door as Through, RoomName};
 
 use crate::metrics::Metrics;
 use crate::protocol::code::ErrorCode;
+use crate::rate::UserRates;
 use crate::settings::{DataFormat, EdgeSettings};
 
 /// All edges answer as one.
@@ -38,6 +40,7 @@ pub struct NativeDoor {
     publisher: Publisher,
     settings: Arc<EdgeSettings>,
     metrics: Arc<Metrics>,
+    rates: Arc<UserRates>,
     tasks: TaskTracker,
     in_flight: Arc<Semaphore>,
 }
@@ -68,13 +71,15 @@ impl Refused {
 }
 
 impl NativeDoor {
-    /// A door on `client`, which is connected as the user that may answer and nothing else.
+    /// A door on `client`, which is connected as the user that may answer and nothing else. `rates`
+    /// are those of all that users may ask at their door.
     #[must_use]
     pub fn new(
         client: Client,
         publisher: Publisher,
         settings: Arc<EdgeSettings>,
         metrics: Arc<Metrics>,
+        rates: Arc<UserRates>,
         tasks: TaskTracker,
     ) -> Self {
         let in_flight = Arc::new(Semaphore::new(settings.door.in_flight_max));
@@ -83,6 +88,7 @@ impl NativeDoor {
             publisher,
             settings,
             metrics,
+            rates,
             tasks,
             in_flight,
         }
@@ -129,6 +135,14 @@ impl NativeDoor {
             self.metrics.door_reply_refused.add_one();
             tracing::warn!(user, "reply subject of a request refused");
             return;
+        }
+        if !self.rates.take(&user, Instant::now()) {
+            self.metrics.door_limited.add_one();
+            let refused = Refused::new(
+                ErrorCode::TOO_MANY_REQUESTS,
+                "requests come too fast (door.rate_limit)",
+            );
+            return self.answer(reply, refused.to_json(), None);
         }
         let Ok(permit) = Arc::clone(&self.in_flight).try_acquire_owned() else {
             let refused = Refused::new(

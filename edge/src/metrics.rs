@@ -131,6 +131,8 @@ counters! {
     door_requests: Counter,
     /// Requests at the native door dropped for their reply subject.
     door_reply_refused: Counter,
+    /// Publishes at the native door refused as they came too fast.
+    door_limited: Counter,
     /// Publications of rooms that nothing stores, delivered to sockets.
     ephemeral_deliveries: Counter,
 }

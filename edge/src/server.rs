@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
 use hyper::server::conn::http1;
@@ -14,9 +14,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::connection::{self, Edge};
+use crate::origin::origin_is_allowed;
+use crate::rate::{Bucket, Rate};
 use crate::websocket;
 
 /// For the request's headers, from when the socket is open.
@@ -25,6 +29,10 @@ const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 const HEADERS_MAX_BYTES: usize = 16 << 10;
 /// After an accept that failed, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Refused sockets that are told so at a time; more are dropped.
+const REFUSED_MAX: usize = 64;
+/// For a refused peer to read why.
+const REFUSED_WITHIN: Duration = Duration::from_secs(1);
 
 /// `/connection/websocket` of an edge; merge it into the public router.
 pub fn router(edge: Arc<Edge>) -> Router {
@@ -40,6 +48,13 @@ pub async fn serve(
     edge: Arc<Edge>,
     stop: CancellationToken,
 ) {
+    let per_s = edge.settings.client.connection_rate_limit_per_s;
+    let rate = Rate {
+        per_s,
+        burst: per_s,
+    };
+    let mut arrivals = Bucket::full(rate, Instant::now());
+    let refused = Arc::new(Semaphore::new(REFUSED_MAX));
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -54,10 +69,13 @@ pub async fn serve(
             }
         };
         let limit = edge.settings.client.connection_limit;
-        if limit > 0 && edge.metrics.connections.value() >= i64::try_from(limit).unwrap_or(i64::MAX)
-        {
+        let open = usize::try_from(edge.metrics.connections.value()).unwrap_or(0);
+        let is_full = limit > 0 && open >= limit;
+        if is_full || !arrivals.take(rate, Instant::now()) {
             edge.metrics.connections_refused.add_one();
-            edge.tasks.spawn(refuse(socket));
+            if let Ok(permit) = Arc::clone(&refused).try_acquire_owned() {
+                edge.tasks.spawn(refuse(socket, permit));
+            }
             continue;
         }
         let service = TowerToHyperService::new(router.clone());
@@ -76,11 +94,27 @@ pub async fn serve(
     }
 }
 
-/// Over the limit: HTTP 503, so that a load balancer or a client tries elsewhere or later.
-async fn refuse(socket: TcpStream) {
+/// Over a limit: HTTP 503, so that a load balancer or a client tries elsewhere or later. What the peer
+/// sends meanwhile is read and dropped, as a reset would overtake the answer.
+async fn refuse(socket: TcpStream, _permit: OwnedSemaphorePermit) {
     let answer =
         b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-    if socket.writable().await.is_ok() && socket.try_write(answer).is_err() {
+    let told = async {
+        socket.writable().await?;
+        socket.try_write(answer)?;
+        SockRef::from(&socket).shutdown(std::net::Shutdown::Write)?;
+        let mut sink = [0; 512];
+        loop {
+            socket.readable().await?;
+            match socket.try_read(&mut sink) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err::<(), std::io::Error>(error),
+            }
+        }
+    };
+    if !matches!(tokio::time::timeout(REFUSED_WITHIN, told).await, Ok(Ok(()))) {
         tracing::debug!("refused socket went away");
     }
 }
@@ -146,78 +180,5 @@ fn prepare(socket: &TcpStream, unsent_max_bytes: u32) {
         .and_then(|()| SockRef::from(socket).set_tcp_notsent_lowat(unsent_max_bytes));
     if let Err(error) = done {
         tracing::debug!(%error, "socket options not set");
-    }
-}
-
-/// Exact scheme, host and port, no suffixes, `null` only if listed. Without a list the origin's host
-/// must be the one asked for. Without an `Origin` header it is no browser, and no cookie is read.
-#[must_use]
-pub fn origin_is_allowed(allowed: &[String], headers: &HeaderMap) -> bool {
-    let Some(origin) = headers.get(header::ORIGIN) else {
-        return true;
-    };
-    let Ok(origin) = origin.to_str() else {
-        return false;
-    };
-    if allowed
-        .iter()
-        .any(|one| one == "*" || one.eq_ignore_ascii_case(origin))
-    {
-        return true;
-    }
-    if !allowed.is_empty() {
-        return false;
-    }
-    let host = headers
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok());
-    let of_origin = origin.split_once("://").map(|(_, rest)| rest);
-    matches!((host, of_origin), (Some(host), Some(of)) if host.eq_ignore_ascii_case(of))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(allowed: &[&str], origin: &str, host: &str) -> bool {
-        let allowed: Vec<String> = allowed.iter().map(ToString::to_string).collect();
-        let mut headers = HeaderMap::new();
-        headers.insert(header::HOST, host.parse().unwrap());
-        if !origin.is_empty() {
-            headers.insert(header::ORIGIN, origin.parse().unwrap());
-        }
-        origin_is_allowed(&allowed, &headers)
-    }
-
-    #[test]
-    fn origins() {
-        assert!(check(&[], "", "h:8000"));
-        assert!(check(&[], "http://h:8000", "h:8000"));
-        assert!(check(&[], "http://H:8000", "h:8000"));
-        assert!(!check(&[], "http://h", "h:8000"));
-        assert!(!check(&[], "null", "h:8000"));
-        assert!(!check(&[], "https://h.evil.com", "h"));
-        assert!(check(
-            &["https://app.example.com"],
-            "https://app.example.com",
-            "h"
-        ));
-        assert!(!check(
-            &["https://app.example.com"],
-            "https://app.example.com.evil.com",
-            "h"
-        ));
-        assert!(!check(
-            &["https://app.example.com"],
-            "http://app.example.com",
-            "h"
-        ));
-        assert!(!check(
-            &["https://app.example.com"],
-            "https://app.example.com:444",
-            "h"
-        ));
-        assert!(!check(&["https://app.example.com"], "http://h", "h"));
-        assert!(check(&["*"], "null", "h"));
     }
 }

@@ -16,6 +16,7 @@ use crate::protocol::code::{DisconnectCode, ErrorCode, UnsubscribeCode};
 use crate::protocol::{
     Command, CommandKind, Connect, ConnectResult, History, Subscribe, SubscribeResult, json,
 };
+use crate::rate::Bucket;
 use crate::settings::{EdgeSettings, Namespace};
 
 /// Bytes of an rpc method.
@@ -25,6 +26,9 @@ const FLAG_FAIL_UNRECOVERED: i64 = 2;
 /// Replies of error 111 after which the connection is closed (3013).
 const LIMITED_MAX: u32 = 1_000;
 
+#[cfg(test)]
+mod tests;
+
 /// What the driver has to do for a command. At most one each.
 #[derive(Debug)]
 pub(crate) enum Effect {
@@ -32,6 +36,9 @@ pub(crate) enum Effect {
     None,
     /// Send this frame.
     Reply(Bytes),
+    /// The connection has a user now: see whether it may have one more connection, and send this
+    /// frame.
+    Connected(Bytes),
     /// Join a room, then call [`Session::joined`].
     Join(Join),
     /// Leave the room and send this frame.
@@ -109,9 +116,7 @@ pub(crate) struct Session {
     ping_due: Option<Instant>,
     /// When the answer to the ping that is out has to be here.
     pong_due: Option<Instant>,
-    /// Commands that may be sent at once, in thousandths.
-    allowance_milli: u64,
-    allowance_at: Instant,
+    allowance: Bucket,
     limited: u32,
 }
 
@@ -122,7 +127,7 @@ impl Session {
         client: String,
         now: Instant,
     ) -> Self {
-        let allowance_milli = u64::from(settings.client.command_burst) * 1_000;
+        let allowance = Bucket::full(settings.client.command_rate, now);
         Self {
             settings,
             verifier,
@@ -131,8 +136,7 @@ impl Session {
             opened: now,
             ping_due: None,
             pong_due: None,
-            allowance_milli,
-            allowance_at: now,
+            allowance,
             limited: 0,
         }
     }
@@ -161,7 +165,10 @@ impl Session {
         {
             return self.pong();
         }
-        if !matches!(kind, CommandKind::Connect(_)) && self.is_limited(now.instant) {
+        // What wants no answer cannot be told to slow down.
+        let is_counted = !matches!(kind, CommandKind::Connect(_) | CommandKind::Send { .. });
+        let rate = self.settings.client.command_rate;
+        if is_counted && !self.allowance.take(rate, now.instant) {
             self.limited += 1;
             if self.limited > LIMITED_MAX {
                 return Effect::Close(DisconnectCode::TOO_MANY_REQUESTS);
@@ -229,6 +236,12 @@ impl Session {
                 return Effect::Close(DisconnectCode::INVALID_TOKEN);
             };
             match verifier.connection(&connect.token, now.unix_s) {
+                Ok(claims)
+                    if claims.user.is_empty() && client.disallow_anonymous_connection_tokens =>
+                {
+                    tracing::info!("connect refused: the token has no user");
+                    return Effect::Close(DisconnectCode::PERMISSION_DENIED);
+                }
                 Ok(claims) => claims,
                 Err(error) => {
                     tracing::info!(%error, "connect refused");
@@ -259,7 +272,7 @@ impl Session {
         };
         if !ping.is_zero() {
             // The first at random between half and the whole, so that pings do not come in waves.
-            self.ping_due = Some(now.instant + ping / 2 + jitter(ping / 2));
+            self.ping_due = Some(now.instant + ping / 2 + random_part(ping / 2));
         }
         self.phase = Phase::Connected(Connected {
             grants: Grants::client(&claims.user, client.insecure),
@@ -267,7 +280,7 @@ impl Session {
             expires: ttl_s.map(|ttl| now.instant + Duration::from_secs(u64::from(ttl))),
             subscriptions: HashMap::new(),
         });
-        Effect::Reply(json::connect(id, &result))
+        Effect::Connected(json::connect(id, &result))
     }
 
     fn refresh(&mut self, id: u32, token: &str, now: Now) -> Effect {
@@ -550,26 +563,6 @@ impl Session {
         }
     }
 
-    fn is_limited(&mut self, now: Instant) -> bool {
-        let rate = u64::from(self.settings.client.command_rate_limit_per_s);
-        if rate == 0 {
-            return false;
-        }
-        let burst_milli = u64::from(self.settings.client.command_burst.max(1)) * 1_000;
-        let passed_ms =
-            u64::try_from(now.duration_since(self.allowance_at).as_millis()).unwrap_or(u64::MAX);
-        if passed_ms > 0 {
-            self.allowance_at = now;
-            let earned = passed_ms.saturating_mul(rate);
-            self.allowance_milli = self.allowance_milli.saturating_add(earned).min(burst_milli);
-        }
-        if self.allowance_milli < 1_000 {
-            return true;
-        }
-        self.allowance_milli -= 1_000;
-        false
-    }
-
     /// Asks: when [`Session::timer`] has to be called.
     pub(crate) fn deadline(&self) -> Instant {
         let client = &self.settings.client;
@@ -623,9 +616,6 @@ fn rpc(id: u32, method: String, data: Bytes) -> Effect {
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
     };
-    if method.is_empty() {
-        return Effect::Reply(json::error(id, ErrorCode::METHOD_NOT_FOUND));
-    }
     if method.len() > METHOD_MAX_BYTES || !method.split('.').all(is_token) {
         return Effect::Reply(json::error(id, ErrorCode::BAD_REQUEST));
     }
@@ -667,7 +657,8 @@ fn version() -> String {
     concat!("weir ", env!("CARGO_PKG_VERSION")).to_owned()
 }
 
-fn jitter(up_to: Duration) -> Duration {
+/// Evenly at random, up to a duration.
+pub(crate) fn random_part(up_to: Duration) -> Duration {
     let mut bytes = [0; 4];
     getrandom::fill(&mut bytes).expect("the system's random source works");
     up_to.mul_f64(f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX))

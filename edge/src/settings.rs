@@ -8,6 +8,7 @@ use weir_authz::NamespaceRules;
 use weir_history::Window;
 
 use crate::outbox::OutboxLimits;
+use crate::rate::Rate;
 use crate::room::RingLimits;
 
 /// What an edge is told by the configuration. `client.…` keys have Centrifugo's names there.
@@ -23,6 +24,8 @@ pub struct EdgeSettings {
     pub rpc_timeout: Duration,
     /// Bounds of the native door.
     pub door: DoorSettings,
+    /// Over how long connections are closed when the edge goes away.
+    pub shutdown_spread: Duration,
     /// Bounds that have no key of Centrifugo's.
     pub bounds: Bounds,
 }
@@ -30,16 +33,24 @@ pub struct EdgeSettings {
 /// Limits and delays of one connection.
 #[derive(Clone, Debug)]
 pub struct ClientSettings {
-    /// Origins that may connect, `*` for all; empty means the host that was asked for.
+    /// Origins that may connect beside the host that was asked for; `*` for all. See
+    /// [`crate::origin`].
     pub allowed_origins: Vec<String>,
     /// Everything is allowed, nothing expires. For development.
     pub insecure: bool,
     /// A connect without a token is the anonymous user.
     pub allow_anonymous_connect_without_token: bool,
+    /// A valid token without a user is refused with 3507.
+    pub disallow_anonymous_connection_tokens: bool,
     /// Subscriptions of one connection.
     pub channel_limit: usize,
     /// Sockets of this edge; 0 is no limit. Beyond it HTTP 503.
     pub connection_limit: usize,
+    /// Sockets a second that this edge accepts; 0 is no limit. Beyond it HTTP 503.
+    pub connection_rate_limit_per_s: u32,
+    /// Connections of one user at this edge, the anonymous one excepted; 0 is no limit. Beyond it
+    /// 3504.
+    pub user_connection_limit: usize,
     /// Bytes that may wait for one socket besides stored publications; beyond it 3008.
     pub queue_max_size_bytes: usize,
     /// Bytes of one inbound WebSocket message; beyond it close 1009.
@@ -56,10 +67,8 @@ pub struct ClientSettings {
     pub history_max_publication_limit: u32,
     /// Publications in one subscribe answer; what is missing follows as ordinary pushes.
     pub recovery_max_publication_limit: u32,
-    /// Commands a second that one connection may send on average; 0 is no limit. Beyond it 111.
-    pub command_rate_limit_per_s: u32,
-    /// Commands at once above the average.
-    pub command_burst: u32,
+    /// Commands that one connection may send. Beyond it 111, and far beyond it 3013.
+    pub command_rate: Rate,
 }
 
 /// The options of one namespace that the edge acts on.
@@ -101,7 +110,11 @@ pub enum DataFormat {
 pub struct DoorSettings {
     /// Bytes of one payload.
     pub message_size_limit_bytes: usize,
-    /// Requests worked on at once; beyond it 111.
+    /// Requests that one user may send; beyond it 111.
+    pub rate: Rate,
+    /// Users whose rate is remembered.
+    pub users_max: usize,
+    /// Publishes worked on at once; beyond it 111.
     pub in_flight_max: usize,
     /// Users whose replies may go to any `_INBOX.`, such as `ops`.
     pub operators: Vec<String>,
@@ -140,8 +153,11 @@ impl Default for ClientSettings {
             allowed_origins: Vec::new(),
             insecure: false,
             allow_anonymous_connect_without_token: false,
+            disallow_anonymous_connection_tokens: false,
             channel_limit: 128,
             connection_limit: 0,
+            connection_rate_limit_per_s: 0,
+            user_connection_limit: 0,
             queue_max_size_bytes: 1 << 20,
             message_size_limit_bytes: 64 << 10,
             ping_interval: Duration::from_secs(25),
@@ -150,8 +166,10 @@ impl Default for ClientSettings {
             expired_close_delay: Duration::from_secs(25),
             history_max_publication_limit: 300,
             recovery_max_publication_limit: 300,
-            command_rate_limit_per_s: 1_000,
-            command_burst: 2_000,
+            command_rate: Rate {
+                per_s: 500,
+                burst: 1_000,
+            },
         }
     }
 }
@@ -160,7 +178,12 @@ impl Default for DoorSettings {
     fn default() -> Self {
         Self {
             message_size_limit_bytes: 64 << 10,
-            in_flight_max: 1_024,
+            rate: Rate {
+                per_s: 1_000,
+                burst: 2_000,
+            },
+            users_max: 100_000,
+            in_flight_max: 4_096,
             operators: Vec::new(),
         }
     }

@@ -11,7 +11,7 @@ use weir_nats::{Message, Position, RoomName, Seq};
 use crate::archive::{Archive, ArchiveError, PageQuery, Rows};
 use crate::held::Held;
 
-/// Bytes of archive pages kept.
+/// Bytes of archive pages kept, unless told otherwise.
 const CACHE_MAX_BYTES: u64 = 64 << 20;
 /// Tries of a page whose tail was trimmed while it was read.
 const TRIES_MAX: usize = 5;
@@ -76,17 +76,19 @@ impl Reader {
     /// Reads the archive, if there is one, and streams over `replay`.
     #[must_use]
     pub fn new(archive: Option<Archive>, replay: Replay) -> Self {
-        let weigh = |_: &PageQuery, rows: &Arc<Rows>| {
-            let bytes: usize = rows.messages.iter().map(|m| m.data.len() + 256).sum();
-            u32::try_from(bytes + 256).unwrap_or(u32::MAX)
-        };
-        let pages = Cache::builder()
-            .max_capacity(CACHE_MAX_BYTES)
-            .weigher(weigh);
         Self {
             archive,
             replay,
-            pages: pages.build(),
+            pages: page_cache(CACHE_MAX_BYTES),
+        }
+    }
+
+    /// The same with another bound on the bytes of archive pages kept; 0 keeps none.
+    #[must_use]
+    pub fn with_cache(self, cache_max_bytes: u64) -> Self {
+        Self {
+            pages: page_cache(cache_max_bytes),
+            ..self
         }
     }
 
@@ -660,6 +662,15 @@ impl Reader {
         }
         Ok(rows)
     }
+}
+
+fn page_cache(max_bytes: u64) -> Cache<PageQuery, Arc<Rows>> {
+    let weigh = |_: &PageQuery, rows: &Arc<Rows>| {
+        let bytes: usize = rows.messages.iter().map(|m| m.data.len() + 256).sum();
+        u32::try_from(bytes + 256).unwrap_or(u32::MAX)
+    };
+    let pages = Cache::builder().max_capacity(max_bytes).weigher(weigh);
+    pages.build()
 }
 
 /// What a page may still take.

@@ -24,8 +24,9 @@ use weir_nats::{Placements, RoomName, Seq};
 use crate::read::{Page, Reader, Window};
 
 const QUEUE_GROUP: &str = "weir-history";
-/// Bytes of publications in one answer (NATS takes 1 MiB).
-const PAGE_MAX_BYTES: u32 = 384 << 10;
+/// Bytes of payloads in one answer. In base64, with all that stands beside them, they must fit into the
+/// 1 MiB that NATS takes.
+pub const PAGE_MAX_BYTES: u32 = 384 << 10;
 /// Messages of one answer.
 const PAGE_MAX_MESSAGES: u32 = 1_000;
 /// Requests worked on at once; beyond it error 111.
@@ -54,6 +55,7 @@ pub struct HistoryService {
     may_answer: MayAnswer,
     tasks: TaskTracker,
     in_flight: Arc<Semaphore>,
+    page_max_bytes: u32,
     id: String,
 }
 
@@ -97,7 +99,17 @@ impl HistoryService {
             may_answer,
             tasks,
             in_flight,
+            page_max_bytes: PAGE_MAX_BYTES,
             id,
+        }
+    }
+
+    /// The same with smaller pages; [`PAGE_MAX_BYTES`] is the most.
+    #[must_use]
+    pub fn with_page(self, page_max_bytes: u32) -> Self {
+        Self {
+            page_max_bytes: page_max_bytes.min(PAGE_MAX_BYTES),
+            ..self
         }
     }
 
@@ -226,7 +238,7 @@ impl HistoryService {
                     since,
                     window,
                     limit.max(1),
-                    PAGE_MAX_BYTES,
+                    self.page_max_bytes,
                 )
                 .await?;
             recovered = Some(recovery.recovered);
@@ -247,7 +259,7 @@ impl HistoryService {
                     body.reverse,
                     window,
                     limit,
-                    PAGE_MAX_BYTES,
+                    self.page_max_bytes,
                 )
                 .await?
         };
@@ -292,8 +304,9 @@ impl HistoryService {
         match verb {
             "PING" => {}
             "INFO" => {
-                answer["description"] =
-                    "Reads a room back: history.<user>.<ns>.<id>, pages of up to 384 KiB".into();
+                let kib = self.page_max_bytes >> 10;
+                let text = "Reads a room back: history.<user>.<ns>.<id>, pages of up to";
+                answer["description"] = format!("{text} {kib} KiB").into();
                 answer["endpoints"] = json!([endpoint]);
             }
             "STATS" => answer["endpoints"] = json!([endpoint]),

@@ -15,8 +15,6 @@ use tokio::sync::broadcast;
 const EVENTS_MAX: usize = 256;
 /// Live messages that may wait for one room before the newest are dropped and repaired later.
 const SUBSCRIPTION_MAX_MESSAGES: usize = 8_192;
-const PING_INTERVAL: Duration = Duration::from_secs(5);
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// A NATS user and its password.
@@ -47,6 +45,26 @@ pub struct ConnectConfig {
     pub reads: Credentials,
     /// The user that answers requests and may publish into inboxes only.
     pub door: Credentials,
+    /// How soon a silent server is noticed.
+    pub times: LinkTimes,
+}
+
+/// How soon a silent server is noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkTimes {
+    /// Between pings of a connection; two without an answer end it.
+    pub ping_interval: Duration,
+    /// For the answer to a read or another request that sets no time of its own.
+    pub request_timeout: Duration,
+}
+
+impl Default for LinkTimes {
+    fn default() -> Self {
+        Self {
+            ping_interval: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(2),
+        }
+    }
 }
 
 /// Which of the three connections.
@@ -150,8 +168,8 @@ async fn connect(
     let options = ConnectOptions::with_user_and_password(user, credentials.password.clone())
         .name(format!("weir {link:?}").to_lowercase())
         .custom_inbox_prefix(format!("_INBOX.{}", credentials.user))
-        .ping_interval(PING_INTERVAL)
-        .request_timeout(Some(REQUEST_TIMEOUT))
+        .ping_interval(config.times.ping_interval)
+        .request_timeout(Some(config.times.request_timeout))
         .subscription_capacity(SUBSCRIPTION_MAX_MESSAGES)
         .reconnect_delay_callback(|attempts| {
             let exponent = u32::try_from(attempts.min(6)).unwrap_or(6);

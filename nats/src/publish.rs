@@ -20,6 +20,7 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+pub use self::queue::PublishLimits;
 use self::queue::{SlotQueue, Ticket, not_sent};
 use self::sender::Sender;
 use crate::connect::Links;
@@ -130,6 +131,8 @@ pub struct PublisherParts {
     pub saw: Saw,
     /// Where to look for an id that the stream no longer has.
     pub lookup: Option<ArchiveLookup>,
+    /// What may wait for one stream, and how much goes together.
+    pub limits: PublishLimits,
 }
 
 impl Publisher {
@@ -138,7 +141,8 @@ impl Publisher {
     pub fn start(parts: PublisherParts, tasks: &TaskTracker) -> Self {
         let mut slots: HashMap<String, Vec<Arc<SlotQueue>>> = HashMap::new();
         for slot in parts.placements.slots() {
-            slots.entry(slot.log).or_default().push(Arc::default());
+            let queue = Arc::new(SlotQueue::new(parts.limits));
+            slots.entry(slot.log).or_default().push(queue);
         }
         let publisher = Self(Arc::new(Inner {
             replay: Replay::new(parts.links.live.clone()),

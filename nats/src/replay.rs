@@ -25,7 +25,7 @@ const SCAN_MAX_MESSAGES: u32 = 1_000;
 const BATCH_MAX_BYTES: u32 = 1 << 20;
 /// Subjects of one multi-last request (the server refuses more than 1,024).
 const SUBJECTS_MAX: usize = 1_000;
-/// Without a reply for this long a read has failed.
+/// Without a reply for this long a read has failed, unless the connection says otherwise.
 const REPLY_WITHIN: Duration = Duration::from_secs(2);
 /// Probes for where a backward page starts.
 const PROBES_MAX: usize = 12;
@@ -94,15 +94,26 @@ pub struct Scanned {
 pub struct Replay {
     client: Client,
     reads: Arc<Semaphore>,
+    reply_within: Duration,
 }
 
 impl Replay {
-    /// Reads over `client`.
+    /// Reads over `client`, with its time-out of requests.
     #[must_use]
     pub fn new(client: Client) -> Self {
         Self {
+            reply_within: client.timeout().unwrap_or(REPLY_WITHIN),
             client,
             reads: Arc::new(Semaphore::new(READS_AT_ONCE_MAX)),
+        }
+    }
+
+    /// The same with another bound on deep reads at a time, at least 1.
+    #[must_use]
+    pub fn with_reads_at_once(self, reads_max: usize) -> Self {
+        Self {
+            reads: Arc::new(Semaphore::new(reads_max.max(1))),
+            ..self
         }
     }
 
@@ -476,7 +487,7 @@ impl Replay {
             .map_err(|_| timed_out())?;
         let mut messages = Vec::new();
         loop {
-            let reply = tokio::time::timeout(REPLY_WITHIN, replies.next())
+            let reply = tokio::time::timeout(self.reply_within, replies.next())
                 .await
                 .map_err(|_| timed_out())?
                 .ok_or_else(timed_out)?;
@@ -517,7 +528,7 @@ impl Replay {
         use async_nats::client::RequestErrorKind;
         let request = async_nats::Request::new()
             .payload(payload)
-            .timeout(Some(REPLY_WITHIN));
+            .timeout(Some(self.reply_within));
         self.client
             .send_request(subject, request)
             .await

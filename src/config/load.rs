@@ -118,6 +118,8 @@ fn place(at: &str) -> (&str, usize) {
 
 /// Payloads and pages must fit into NATS' `max_payload` of 1 MiB with their headers.
 pub(super) const MESSAGE_SIZE_MAX: usize = 524_288;
+/// A page has more beside its payloads than a message.
+const PAGE_SIZE_MAX: usize = weir_history::service::PAGE_MAX_BYTES as usize;
 
 fn read_config(root: &mut Section<'_>) -> Config {
     let d = Config::default();
@@ -240,7 +242,15 @@ fn read_namespace(s: &mut Section<'_>) -> Namespace {
         ("json_object", DataFormat::JsonObject),
         ("binary", DataFormat::Binary),
     ];
-    for later in ["presence", "join_leave", "force_push_join_leave"] {
+    let later = [
+        "presence",
+        "allow_presence_for_subscriber",
+        "allow_presence_for_client",
+        "allow_presence_for_anonymous",
+        "join_leave",
+        "force_push_join_leave",
+    ];
+    for later in later {
         s.not_yet(later);
     }
     Namespace {
@@ -271,15 +281,6 @@ fn read_namespace(s: &mut Section<'_>) -> Namespace {
         allow_history_for_client: s.bool("allow_history_for_client", d.allow_history_for_client),
         allow_history_for_anonymous: s
             .bool("allow_history_for_anonymous", d.allow_history_for_anonymous),
-        allow_presence_for_subscriber: s.bool(
-            "allow_presence_for_subscriber",
-            d.allow_presence_for_subscriber,
-        ),
-        allow_presence_for_client: s.bool("allow_presence_for_client", d.allow_presence_for_client),
-        allow_presence_for_anonymous: s.bool(
-            "allow_presence_for_anonymous",
-            d.allow_presence_for_anonymous,
-        ),
         allow_user_limited_channels: s
             .bool("allow_user_limited_channels", d.allow_user_limited_channels),
         publication_data_format: s.choice(
@@ -332,7 +333,7 @@ fn read_publish(s: &mut Section<'_>) -> Publish {
 fn read_history(s: &mut Section<'_>) -> History {
     let d = History::default();
     History {
-        page_max_size: s.int("page_max_size", d.page_max_size, 65_536..=MESSAGE_SIZE_MAX),
+        page_max_size: s.int("page_max_size", d.page_max_size, 65_536..=PAGE_SIZE_MAX),
         cache_max_size: s.int("cache_max_size", d.cache_max_size, 0..=68_719_476_736),
         stream_reads: s.int("stream_reads", d.stream_reads, 1..=64),
     }

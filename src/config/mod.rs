@@ -214,8 +214,8 @@ impl Default for WebSocket {
 /// `[client]`: what one connection may do and how long it may take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
-    /// Values of `Origin` that may connect: `*`, or `https://example.com`, where `*` stands for a part
-    /// of the host. The page's own host always may.
+    /// Values of `Origin` that may connect: `*`, `https://example.com`, or `https://*.example.com` for
+    /// every host below it. The page's own host always may.
     pub allowed_origins: Vec<String>,
     /// Everything is allowed to everyone. For trying things out.
     pub insecure: bool,
@@ -227,9 +227,9 @@ pub struct Client {
     pub channel_limit: u32,
     /// Connections of this process; 0 has no limit.
     pub connection_limit: u32,
-    /// New connections a second of this process; 0 has no limit. Beyond it: HTTP 503.
+    /// New sockets a second of this process; 0 has no limit. Beyond it: HTTP 503.
     pub connection_rate_limit: u32,
-    /// Connections of one user at this process; 0 has no limit.
+    /// Connections of one user with an id at this process; 0 has no limit. Beyond it: 3504.
     pub user_connection_limit: u32,
     /// Commands a second of one connection, on average; 0 has no limit.
     pub command_rate_limit: u32,
@@ -342,12 +342,6 @@ pub struct Namespace {
     pub allow_history_for_client: bool,
     /// The rights above hold for anonymous users too.
     pub allow_history_for_anonymous: bool,
-    /// Subscribers may ask who is there.
-    pub allow_presence_for_subscriber: bool,
-    /// Users with an id may ask who is there.
-    pub allow_presence_for_client: bool,
-    /// The rights above hold for anonymous users too.
-    pub allow_presence_for_anonymous: bool,
     /// `room#user1,user2` is open to these users.
     pub allow_user_limited_channels: bool,
     /// What a payload must be.
@@ -372,9 +366,6 @@ impl Default for Namespace {
             allow_history_for_subscriber: false,
             allow_history_for_client: false,
             allow_history_for_anonymous: false,
-            allow_presence_for_subscriber: false,
-            allow_presence_for_client: false,
-            allow_presence_for_anonymous: false,
             allow_user_limited_channels: false,
             publication_data_format: DataFormat::Json,
         }
@@ -467,9 +458,9 @@ pub struct Publish {
 impl Default for Publish {
     fn default() -> Self {
         Self {
-            queue_max_size: 8_388_608,
-            queue_max_wait: Duration::from_secs(2),
-            batch_size: 200,
+            queue_max_size: 33_554_432,
+            queue_max_wait: Duration::from_secs(3),
+            batch_size: 1_000,
         }
     }
 }
@@ -477,7 +468,7 @@ impl Default for Publish {
 /// `[history]`: reading back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct History {
-    /// Payload bytes of one page.
+    /// Payload bytes of one page, and of one reply to a socket.
     pub page_max_size: usize,
     /// Bytes of the page cache.
     pub cache_max_size: u64,
@@ -528,7 +519,7 @@ impl Default for Archive {
 pub struct Rpc {
     /// How long a service may take; SDKs give up at 5 s.
     pub timeout: Duration,
-    /// Calls of one connection that wait for their answer.
+    /// Calls, and reads of history, of one connection that wait for their answer.
     pub in_flight_limit: u32,
 }
 
@@ -544,13 +535,13 @@ impl Default for Rpc {
 /// `[door]`: requests of bots and devices on `say.…` and `history.…`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Door {
-    /// Largest payload, bytes.
+    /// Largest payload of a publish, bytes.
     pub message_size_limit: usize,
     /// Requests a second of one user, on average; 0 has no limit.
     pub rate_limit: u32,
     /// Requests that one user may send at once.
     pub burst: u32,
-    /// Requests of all users that wait for their answer.
+    /// Publishes of all users that wait for their answer.
     pub in_flight_limit: u32,
     /// Users whose rate is remembered.
     pub users_limit: u32,
@@ -582,7 +573,7 @@ pub struct NatsUser {
 pub struct Nats {
     /// Servers, separated by commas; `weir up` uses its own.
     pub url: String,
-    /// How long a request may take.
+    /// How long a read of a stream or another request may take.
     pub request_timeout: Duration,
     /// Between pings of a connection.
     pub ping_interval: Duration,

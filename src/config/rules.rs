@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use weir_history::read::WINDOW_MAX_MESSAGES;
+
 use super::{Config, Namespace, Problem};
 
 /// Names of streams and buckets that are not logs.
@@ -109,16 +111,11 @@ fn listeners(config: &Config, rules: &mut Rules<'_>) {
 fn client(config: &Config, rules: &mut Rules<'_>, warnings: &mut Vec<String>) {
     let client = &config.client;
     for origin in &client.allowed_origins {
-        let host = origin.split_once("://").map(|(_, host)| host);
-        let good = origin == "*"
-            || host.is_some_and(|host| {
-                !host.is_empty() && !host.contains('/') && !host.contains(char::is_whitespace)
-            });
-        if !good {
+        if !weir_edge::origin::is_pattern(origin) {
             rules.bad(
                 "client.allowed_origins",
                 format!("{origin:?} is no origin"),
-                "write \"https://example.com\" without a path, or \"*\"",
+                "write \"https://example.com\" or \"https://*.example.com\", without a path, or \"*\"",
             );
         }
     }
@@ -306,6 +303,16 @@ fn namespace(config: &Config, rules: &mut Rules<'_>, table: &str, options: &Name
             &format!("{table}.log"),
             format!("there is no log {:?}", options.log),
             format!("add it as [[logs]], or use one of: {}", names.join(", ")),
+        );
+    }
+    if u64::try_from(options.history_size).is_ok_and(|size| size > WINDOW_MAX_MESSAGES) {
+        rules.bad(
+            &format!("{table}.history_size"),
+            format!("{} is too large a window", options.history_size),
+            format!(
+                "write at most {WINDOW_MAX_MESSAGES}, as a read walks the window, or -1 for all that \
+                 is kept, which costs nothing"
+            ),
         );
     }
     if options.history_size == 0 {

@@ -319,6 +319,36 @@ const BROKEN: &[(&str, usize, &str, &str)] = &[
         "from -1",
     ),
     (
+        "[[channel.namespaces]]\nname = \"ab\"\nhistory_size = 10001",
+        3,
+        "channel.namespaces.ab.history_size",
+        "write at most 10000, as a read walks the window, or -1",
+    ),
+    (
+        "[channel.without_namespace]\nallow_presence_for_client = true",
+        2,
+        "channel.without_namespace.allow_presence_for_client",
+        "not in this version",
+    ),
+    (
+        "[client]\nallowed_origins = [\"https://a.*.com\"]",
+        2,
+        "client.allowed_origins",
+        "is no origin",
+    ),
+    (
+        "[publish]\nbatch_size = 1001",
+        2,
+        "publish.batch_size",
+        "1 to 1000",
+    ),
+    (
+        "[history]\npage_max_size = 393217",
+        2,
+        "history.page_max_size",
+        "65536 to 393216",
+    ),
+    (
         "[[channel.namespaces]]\nname = \"ab\"\nhistory_sise = 2",
         3,
         "channel.namespaces.history_sise",

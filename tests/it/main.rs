@@ -18,6 +18,7 @@ mod frozen;
 mod harness;
 mod hostile;
 mod kill_nine;
+mod limits;
 mod lost_ack;
 mod lost_tail;
 mod proxy;

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_history::{Archive, Page, Reader, Worker, WorkerMetrics};
-use weir_nats::connect::{ConnectConfig, Credentials, Links};
+use weir_nats::connect::{ConnectConfig, Credentials, LinkTimes, Links};
 use weir_nats::guard::Guard;
 use weir_nats::message::stamp;
 use weir_nats::placement::Place;
@@ -102,6 +102,7 @@ impl Rig {
             live: nobody.clone(),
             reads: nobody.clone(),
             door: nobody,
+            times: LinkTimes::default(),
         };
         let deadline = Instant::now() + WITHIN;
         let links = loop {

@@ -13,18 +13,35 @@ use tokio::time::Instant;
 use super::{Done, Outcome, Outgoing, Refusal};
 use crate::subject::RoomName;
 
-/// Messages of one atomic batch (the server's own limit).
-pub(super) const BATCH_MAX_MESSAGES: usize = 1_000;
+/// Messages of one atomic batch that the server takes.
+const BATCH_MAX_MESSAGES: usize = 1_000;
 /// Bytes of one atomic batch.
 const BATCH_MAX_BYTES: usize = 1 << 20;
-/// Bytes that may wait for one stream.
-const QUEUE_MAX_BYTES: usize = 32 << 20;
-/// Expected wait beyond which a message is refused as busy.
-const EXPECTED_WAIT_MAX: Duration = Duration::from_millis(3_000);
 /// One outage must not count as the time that a round takes.
 const ROUND_MAX: Duration = Duration::from_millis(500);
 /// What a message takes beside its payload and subject, about.
 const OVERHEAD_BYTES: usize = 400;
+
+/// What may wait for one stream, and how much goes together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublishLimits {
+    /// Bytes that may wait for one stream; beyond it a message is refused as busy.
+    pub queue_max_bytes: usize,
+    /// Expected wait beyond which a message is refused as busy. Below [`super::ANSWER_WITHIN`].
+    pub expected_wait_max: Duration,
+    /// Messages of one atomic batch: 1 to 1,000, which is the server's own limit.
+    pub batch_max_messages: usize,
+}
+
+impl Default for PublishLimits {
+    fn default() -> Self {
+        Self {
+            queue_max_bytes: 32 << 20,
+            expected_wait_max: Duration::from_secs(3),
+            batch_max_messages: BATCH_MAX_MESSAGES,
+        }
+    }
+}
 
 /// One message in the publisher.
 pub(super) struct Ticket {
@@ -132,7 +149,6 @@ pub(super) fn not_sent(why: &str) -> Outcome {
 }
 
 /// The queue of one slot. One task sends from it, another answers what is late.
-#[derive(Default)]
 pub(super) struct SlotQueue {
     inner: Mutex<Inner>,
     /// For the sender.
@@ -141,8 +157,8 @@ pub(super) struct SlotQueue {
     filled: Notify,
 }
 
-#[derive(Default)]
 struct Inner {
+    limits: PublishLimits,
     waiting: VecDeque<Arc<Ticket>>,
     waiting_bytes: usize,
     /// Sent, and their fate not known.
@@ -153,6 +169,26 @@ struct Inner {
 }
 
 impl SlotQueue {
+    pub(super) fn new(limits: PublishLimits) -> Self {
+        let limits = PublishLimits {
+            batch_max_messages: limits.batch_max_messages.clamp(1, BATCH_MAX_MESSAGES),
+            ..limits
+        };
+        let inner = Inner {
+            limits,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            in_flight: Vec::new(),
+            in_flight_since: None,
+            round: Duration::ZERO,
+        };
+        Self {
+            inner: Mutex::new(inner),
+            added: Notify::new(),
+            filled: Notify::new(),
+        }
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -161,8 +197,8 @@ impl SlotQueue {
     pub(super) fn push(&self, ticket: Arc<Ticket>, now: Instant) -> Result<(), Arc<Ticket>> {
         let mut inner = self.inner();
         let bytes = ticket.len();
-        if inner.waiting_bytes + bytes > QUEUE_MAX_BYTES
-            || inner.expected_wait(now) > EXPECTED_WAIT_MAX
+        if inner.waiting_bytes + bytes > inner.limits.queue_max_bytes
+            || inner.expected_wait(now) > inner.limits.expected_wait_max
         {
             return Err(ticket);
         }
@@ -221,7 +257,8 @@ impl Inner {
         let in_flight = self
             .in_flight_since
             .map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        let rounds = u32::try_from(self.waiting.len() / BATCH_MAX_MESSAGES).unwrap_or(u32::MAX);
+        let rounds = self.waiting.len() / self.limits.batch_max_messages;
+        let rounds = u32::try_from(rounds).unwrap_or(u32::MAX);
         in_flight + self.round.saturating_mul(rounds)
     }
 
@@ -230,7 +267,8 @@ impl Inner {
         let (mut taken, mut bytes) = (VecDeque::new(), 0);
         let mut is_keyed = false;
         while let Some(next) = self.waiting.front() {
-            let is_full = taken.len() >= BATCH_MAX_MESSAGES || bytes + next.len() > BATCH_MAX_BYTES;
+            let is_full = taken.len() >= self.limits.batch_max_messages
+                || bytes + next.len() > BATCH_MAX_BYTES;
             if !taken.is_empty() && (is_full || is_keyed || next.keyed) {
                 break;
             }
@@ -302,7 +340,7 @@ mod tests {
     type Told = Arc<Mutex<Vec<Outcome>>>;
 
     fn queue_of(ids: &[(&str, bool)], deadline: Instant) -> SlotQueue {
-        let queue = SlotQueue::default();
+        let queue = SlotQueue::new(PublishLimits::default());
         for (id, keyed) in ids {
             let pushed = queue.push(ticket(id, *keyed, deadline).0, Instant::now());
             assert!(pushed.is_ok());
@@ -344,9 +382,26 @@ mod tests {
     }
 
     #[test]
+    fn limits_are_those_given() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(9);
+        let queue = SlotQueue::new(PublishLimits {
+            queue_max_bytes: 3 * (OVERHEAD_BYTES + 1),
+            batch_max_messages: 2,
+            ..PublishLimits::default()
+        });
+        for taken in [true, true, true, false] {
+            let pushed = queue.push(ticket("a", false, later).0, now);
+            assert_eq!(pushed.is_ok(), taken);
+        }
+        assert_eq!(round(&queue).len(), 2);
+        assert_eq!(round(&queue).len(), 1);
+    }
+
+    #[test]
     fn what_is_late_is_answered_once_and_truly() {
         let now = Instant::now();
-        let queue = SlotQueue::default();
+        let queue = SlotQueue::new(PublishLimits::default());
         let (first, first_told) = ticket("a", false, now);
         let (second, second_told) = ticket("b", true, now);
         assert!(queue.push(first, now).is_ok());
@@ -373,7 +428,8 @@ mod tests {
         let later = start + Duration::from_secs(9);
         let queue = queue_of(&[("a", false)], later);
         assert_eq!(queue.inner().take(start).len(), 1);
-        let now = start + EXPECTED_WAIT_MAX + Duration::from_millis(1);
+        let wait_max = PublishLimits::default().expected_wait_max;
+        let now = start + wait_max + Duration::from_millis(1);
         assert!(queue.push(ticket("b", false, later).0, now).is_err());
         queue.landed();
         assert!(queue.push(ticket("c", false, later).0, now).is_ok());

@@ -19,9 +19,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weir_nats::connect::{ConnectConfig, Credentials, Links};
+use weir_nats::connect::{ConnectConfig, Credentials, LinkTimes, Links};
 use weir_nats::guard::{Guard, Known};
-use weir_nats::publish::{Outcome, Outgoing, Publisher, PublisherParts};
+use weir_nats::publish::{Outcome, Outgoing, PublishLimits, Publisher, PublisherParts};
 use weir_nats::replay::Replay;
 use weir_nats::stream::{LogConfig, Storage};
 use weir_nats::{Author, Delivery, Door, Placements, RoomName, Seq};
@@ -144,6 +144,7 @@ impl Server {
             live: user("weir", "w"),
             reads: user("weir_read", "r"),
             door: user("weir_door", "d"),
+            times: LinkTimes::default(),
         }
     }
 
@@ -226,6 +227,7 @@ impl Process {
                 Arc::new(move |stream, known| guard.saw(stream, &known))
             },
             lookup: None,
+            limits: PublishLimits::default(),
         };
         Self {
             publisher: Publisher::start(parts, &TaskTracker::new()),
