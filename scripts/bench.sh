@@ -74,6 +74,7 @@ cpu_s() { awk '{ sub(/.*\) /, ""); print ($12 + $13) / 100 }' "/proc/$1/stat"; }
 
 start_floor() {
   local port
+  : >"$work/out"
   port=$(free_port)
   "$floor" "127.0.0.1:$port" >"$work/floor.log" 2>&1 &
   server_pid=$!
@@ -102,11 +103,12 @@ start_weir() {
     sleep 0.1
   done
   fail "weir is not ready:"
-  tail -n 20 "$work/weir.log" >&2
+  tail -n 5 "$work/weir.log" >&2
   return 1
 }
 fresh_weir() {
   rm -rf "$work/data"
+  : >"$work/out"
   start_weir
 }
 
@@ -119,6 +121,7 @@ run() {
     cat "$work/out" >&2
   }
 }
+have_figures() { [ -s "$work/out" ]; }
 figure() { awk -v name="$1" '$1 == name { print $2 }' "$work/out"; }
 line() { printf '%-58s %s\n' "$1" "$2"; }
 median() { sort -n | awk '{ all[NR] = $1 } END { if (NR) print all[int((NR + 1) / 2)] }'; }
@@ -132,6 +135,7 @@ fanout() {
     one=$(figure floor_cpu_s_per_1m)
     stop_servers
     fresh_weir && run $((fanout_s + 30)) fanout --subs 1000 --rate 100 --size 128 --seconds "$fanout_s"
+    have_figures || { stop_servers; return; }
     other=$(figure weir_cpu_s_per_1m)
     floors+=("$one")
     weirs+=("$other")
@@ -139,9 +143,9 @@ fanout() {
     ratios+=("$(ratio "$other" "$one")")
     stop_servers
   done
-  line "fan-out 1,000 × 100/s × 128 B, floor" "$(printf '%s\n' "${floors[@]}" | median) CPU-s per 1M deliveries (median of $rounds)"
-  line "fan-out 1,000 × 100/s × 128 B, weir" "$(printf '%s\n' "${weirs[@]}" | median) CPU-s per 1M deliveries, and nats-server $(printf '%s\n' "${natses[@]}" | median)"
-  line "fan-out, weir ÷ floor" "$(printf '%s\n' "${ratios[@]}" | median) (rounds: ${ratios[*]})"
+  line "fan-out 1,000 x 100/s x 128 B, floor" "$(printf '%s\n' "${floors[@]}" | median) CPU-s per 1M deliveries (median of $rounds)"
+  line "fan-out 1,000 x 100/s x 128 B, weir" "$(printf '%s\n' "${weirs[@]}" | median) CPU-s per 1M deliveries, and nats-server $(printf '%s\n' "${natses[@]}" | median)"
+  line "fan-out, weir / floor" "$(printf '%s\n' "${ratios[@]}" | median) (rounds: ${ratios[*]})"
   line "fan-out, weir, send to arrival" "p50 $(figure latency_p50_ms) ms, p99 $(figure latency_p99_ms) ms (last round)"
 }
 
@@ -150,8 +154,10 @@ publish() {
   for conns in 1 50; do
     inflight=$([ "$conns" = 1 ] && echo 1 || echo 8)
     fresh_weir && run $((publish_s + 40)) publish --conns "$conns" --inflight "$inflight" --size 128 --seconds "$publish_s"
-    line "publish, $conns × $inflight in flight, sync always" "$(figure acked_per_s) acknowledged/s, p50 $(figure ack_p50_ms) ms, p99 $(figure ack_p99_ms) ms"
-    line "publish, $conns × $inflight in flight, cost" "weir $(figure weir_cpu_s_per_1m), nats-server $(figure nats_cpu_s_per_1m) CPU-s per 1M"
+    if have_figures; then
+      line "publish, $conns x $inflight in flight, sync always" "$(figure acked_per_s) acknowledged/s, p50 $(figure ack_p50_ms) ms, p99 $(figure ack_p99_ms) ms"
+      line "publish, $conns x $inflight in flight, cost" "weir $(figure weir_cpu_s_per_1m), nats-server $(figure nats_cpu_s_per_1m) CPU-s per 1M"
+    fi
     stop_servers
   done
 }
@@ -164,30 +170,31 @@ idle() {
     echo "bench: only $most open files are allowed (ulimit -n): $conns idle connections instead of $idle_conns" >&2
   fi
   start_floor && run $((idle_s + 60)) idle --conns "$conns" --channels 1000 --seconds "$idle_s"
-  line "idle, $conns connections in 1,000 rooms, floor" "$(figure floor_kib_per_conn) KiB RSS per connection, $(figure floor_cores_idle) cores (it sends no pings)"
+  have_figures && line "idle, $conns connections in 1,000 rooms, floor" "$(figure floor_kib_per_conn) KiB RSS per connection, $(figure floor_cores_idle) cores (it sends no pings)"
   stop_servers
   fresh_weir && run $((idle_s + 60)) idle --conns "$conns" --channels 1000 --seconds "$idle_s"
-  line "idle, $conns connections in 1,000 rooms, weir" "$(figure weir_kib_per_conn) KiB RSS per connection, $(figure weir_cores_idle) cores; nats-server $(figure nats_kib_per_conn) KiB"
+  have_figures && line "idle, $conns connections in 1,000 rooms, weir" "$(figure weir_kib_per_conn) KiB RSS per connection, $(figure weir_cores_idle) cores; nats-server $(figure nats_kib_per_conn) KiB"
   stop_servers
 }
 
 storm() {
   fresh_weir && run 90 storm --conns "$storm_conns" --missed 20 --size 128
-  line "storm, $storm_conns come back at once, each recovers 20" "all back in $(figure all_back_s) s (one: p50 $(figure recovery_p50_ms) ms, p99 $(figure recovery_p99_ms) ms), $(figure recovered_whole) whole"
-  line "storm, cost" "weir $(figure weir_cpu_s), nats-server $(figure nats_cpu_s) CPU-s"
+  have_figures && line "storm, $storm_conns come back at once, each recovers 20" "all back in $(figure all_back_s) s (one: p50 $(figure recovery_p50_ms) ms, p99 $(figure recovery_p99_ms) ms), $(figure recovered_whole) whole"
+  have_figures && line "storm, cost" "weir $(figure weir_cpu_s), nats-server $(figure nats_cpu_s) CPU-s"
   stop_servers
 }
 
 # The store is filled, the archive taken away, and Weir started again on both.
 archive() {
-  local started now written first_written='' first_at='' cpu=''
-  fresh_weir || return
+  local started now written=0 first_written='' first_at='' cpu=''
+  fresh_weir || { stop_servers; return; }
   run 60 publish --conns 50 --inflight 8 --size 128 --seconds 45 --count "$rows"
-  written=$(figure acked)
+  rows=$(figure acked)
   stop_servers
+  [ "${rows:-0}" -gt 0 ] || { fail "nothing to archive"; return; }
   rm -f "$work"/data/archive.db*
   started=$(date +%s%N)
-  start_weir || return
+  start_weir || { stop_servers; return; }
   for _ in $(seq 1000); do
     written=$(metric weir_archive_rows)
     now=$(date +%s%N)
