@@ -90,7 +90,9 @@ enum End {
     Gone,
     /// The edge closes it.
     Close(DisconnectCode),
-    /// The peer broke WebSocket, or closed properly.
+    /// The peer closed properly.
+    Closed(u16),
+    /// The peer broke WebSocket.
     Protocol(u16),
 }
 
@@ -130,6 +132,13 @@ async fn finish(link: &Link, metrics: &Metrics, client: &str, end: End) {
     let frame = match end {
         End::Gone => {
             tracing::debug!(client, "connection gone");
+            return link.outbox.end();
+        }
+        End::Closed(code) => {
+            tracing::debug!(client, code, "connection closed by the peer");
+            // The peer has said its last and waits for this answer; nothing is waited for here.
+            link.reply(&websocket::close_frame(code, ""));
+            link.outbox.linger(Instant::now() + CLOSE_WITHIN).await;
             return link.outbox.end();
         }
         End::Protocol(code) => {
@@ -308,7 +317,7 @@ impl Connection {
                     .reply(&websocket::encode_frame(Opcode::Pong, &payload));
             }
             Some(Event::Pong) => {}
-            Some(Event::Close(code)) => return Err(End::Protocol(code.unwrap_or(1000))),
+            Some(Event::Close(code)) => return Err(End::Closed(code.unwrap_or(1000))),
         }
         Ok(true)
     }

@@ -423,27 +423,32 @@ fn commands() {
 fn subscriptions_are_counted_from_the_command_on() {
     let mut rig = Rig::connected(settings());
     let subscribe = |room: &str| format!(r#"{{"id":2,"subscribe":{{"channel":"{room}"}}}}"#);
-    let first = json::decode(&Bytes::from(subscribe("open:a")), 1).unwrap();
-    let effect = rig.session.command(first[0].clone(), rig.now);
-    let Effect::Join(join) = effect else {
-        panic!("{effect:?}");
+    let join = |rig: &mut Rig, room: &str| {
+        let command = json::decode(&Bytes::from(subscribe(room)), 1).unwrap();
+        match rig.session.command(command[0].clone(), rig.now) {
+            Effect::Join(join) => join,
+            other => panic!("{other:?}"),
+        }
     };
+    let first = join(&mut rig, "open:a");
     assert_eq!(rig.say(&subscribe("open:a")), "error 105 to 2");
-    assert_eq!(rig.say(&subscribe("open:b")), "join open:b None");
+    let second = join(&mut rig, "open:b");
     assert_eq!(rig.say(&subscribe("open:c")), "error 106 to 2");
     // A join that failed gives its place back.
-    let (effect, cursor) = rig.session.joined(&join, Err(JoinError::Unavailable));
+    let (effect, cursor) = rig.session.joined(&first, Err(JoinError::Unavailable));
     assert_eq!((text(effect).as_str(), cursor), ("error 100 to 2", None));
-    // A room that ended while the join was on its way: the client tries again.
-    let (effect, _) = rig.session.joined(&join, Err(JoinError::TooManyRooms));
-    assert_eq!(text(effect), "error 100 to 2");
-    let third = json::decode(&Bytes::from(subscribe("open:c")), 1).unwrap();
-    let effect = rig.session.command(third[0].clone(), rig.now);
-    let Effect::Join(join) = effect else {
-        panic!("{effect:?}");
-    };
-    let (effect, _) = rig.session.joined(&join, Err(JoinError::TooManyRooms));
+    let third = join(&mut rig, "open:c");
+    let (effect, _) = rig.session.joined(&third, Err(JoinError::TooManyRooms));
     assert_eq!(text(effect), "error 106 to 2");
+    // A room that ends during the join says so in the join's answer, and nowhere else.
+    let room = second.permit.room();
+    let pushed = rig
+        .session
+        .unsubscribed(room, UnsubscribeCode::INSUFFICIENT_STATE);
+    assert_eq!(pushed, None);
+    let (effect, _) = rig.session.joined(&second, Err(JoinError::Unavailable));
+    assert_eq!(text(effect), "error 100 to 2");
+    assert_eq!(rig.say(&subscribe("open:b")), "join open:b None");
 }
 
 #[test]
