@@ -4,14 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use weir_nats::placement::Place;
 use weir_nats::{RoomName, Seq};
 
 use crate::hub::Shared;
 use crate::link::Link;
-use crate::outbox::Pushed;
-use crate::room::{MemberId, Turn};
+use crate::room::{MemberId, Paged, Turn};
 use crate::room_task::{Command, encode};
 
 /// Messages of one page.
@@ -41,15 +41,11 @@ impl Reader {
             match self.turn().await {
                 Turn::Live | Turn::Gone => return,
                 Turn::Full => {}
-                Turn::Log(cursor) => match self.page(cursor).await {
-                    Some(command) => {
-                        let is_end = matches!(command, Command::Lost { .. });
-                        if !self.tell(command).await || is_end {
-                            return;
-                        }
+                Turn::Log(cursor) => {
+                    if !self.page(cursor).await {
+                        return;
                     }
-                    None => return,
-                },
+                }
             }
         }
     }
@@ -63,8 +59,9 @@ impl Reader {
         answer.await.unwrap_or(Turn::Gone)
     }
 
-    /// Reads one page after `cursor` and pushes it. `None` when the socket or the room is gone.
-    async fn page(&self, cursor: Seq) -> Option<Command> {
+    /// Reads one page after `cursor` and has the room push it, which keeps it in order with joins and
+    /// leaves. False when the member is gone.
+    async fn page(&self, cursor: Seq) -> bool {
         let max_bytes = self.shared.settings.bounds.page_max_bytes;
         let mut pause = Duration::from_millis(30);
         let page = loop {
@@ -83,37 +80,56 @@ impl Reader {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RETRY_MAX);
                     if self.link.outbox.is_gone() || self.commands.upgrade().is_none() {
-                        return None;
+                        return false;
                     }
                 }
             }
         };
         if !page.whole {
-            return Some(Command::Lost { id: self.id });
+            self.tell(Command::Lost { id: self.id }).await;
+            return false;
         }
-        for message in &page.messages {
-            let frame = encode(&self.name, message).frame;
-            loop {
-                match self.link.push(&frame) {
-                    Pushed::Taken => break,
-                    Pushed::Gone => return None,
-                    Pushed::Full => {
-                        if !self.link.outbox.has_room().await {
-                            return None;
-                        }
-                    }
-                }
-            }
-            self.shared.metrics.caught_up.add_one();
+        let count = page.messages.len() as u64;
+        let entries: Vec<(Seq, Bytes)> = page
+            .messages
+            .iter()
+            .map(|m| (m.seq, encode(&self.name, m).frame))
+            .collect();
+        if !self.push(entries.into(), page.reached.max(cursor)).await {
+            return false;
         }
+        self.shared.metrics.caught_up.add(count);
         if page.reached <= cursor && !page.more {
             // The ring begins above the cursor but the log shows nothing yet: look again soon.
             tokio::time::sleep(pause).await;
         }
-        Some(Command::Advance {
-            id: self.id,
-            cursor: page.reached.max(cursor),
-        })
+        true
+    }
+
+    async fn push(&self, entries: Arc<[(Seq, Bytes)]>, reached: Seq) -> bool {
+        let mut from = 0;
+        loop {
+            let (reply, answer) = oneshot::channel();
+            let entries = Arc::clone(&entries);
+            let command = Command::Page {
+                id: self.id,
+                entries,
+                from,
+                reached,
+                reply,
+            };
+            if !self.tell(command).await {
+                return false;
+            }
+            match answer.await {
+                Ok(Paged::Taken) => return true,
+                Ok(Paged::Full(taken)) => from += taken,
+                Ok(Paged::Gone) | Err(_) => return false,
+            }
+            if !self.link.outbox.has_room().await {
+                return false;
+            }
+        }
     }
 
     async fn tell(&self, command: Command) -> bool {

@@ -86,7 +86,7 @@ pub enum JoinError {
     /// NATS or the archive did not answer in time: error 100, try again.
     #[error("the room cannot be opened now")]
     Unavailable,
-    /// This edge has as many rooms open as it may: error 106.
+    /// This edge has as many rooms open as it may, which is not the client's fault: error 111.
     #[error("this edge has its limit of open rooms")]
     TooManyRooms,
 }
@@ -122,6 +122,15 @@ impl std::fmt::Debug for Membership {
 }
 
 impl Membership {
+    pub(crate) fn new(id: MemberId, commands: mpsc::Sender<Command>, shared: &Arc<Shared>) -> Self {
+        shared.metrics.memberships.add(1);
+        Self {
+            id,
+            commands,
+            shared: Arc::clone(shared),
+        }
+    }
+
     /// The reply is on its way and ends at `cursor`: pushes after it may follow.
     pub fn release(&self, cursor: Seq) {
         self.send(Command::Release {
@@ -209,13 +218,7 @@ impl Hub {
                 continue;
             }
             let Ok(join) = answer.await else { continue };
-            let membership = Membership {
-                id: join.id,
-                commands: handle.commands,
-                shared: Arc::clone(&self.0),
-            };
-            self.0.metrics.memberships.add(1);
-            return self.verdict(room, namespace, membership, join, since).await;
+            return self.verdict(room, namespace, join, since).await;
         }
         Err(JoinError::Unavailable)
     }
@@ -225,13 +228,12 @@ impl Hub {
         &self,
         room: &RoomName,
         namespace: &Namespace,
-        membership: Membership,
         join: room_task::JoinAnswer,
         since: Option<Since>,
     ) -> Result<Joined, JoinError> {
         let metrics = &self.0.metrics;
         let mut joined = Joined {
-            membership,
+            membership: join.membership,
             epoch: join.epoch,
             offset: join.have,
             recovered: None,
@@ -244,6 +246,7 @@ impl Hub {
         match join.from_ring {
             FromRing::NotAsked => {}
             FromRing::Unproven => joined.recovered = Some(false),
+            FromRing::Unavailable => return Err(JoinError::Unavailable),
             FromRing::Entries {
                 publications,
                 cursor,
@@ -366,6 +369,11 @@ impl Hub {
         !matches!(told, Some(Err(mpsc::error::TrySendError::Full(_))))
     }
 
+    /// The stream and stored subject of a room, if it is open here.
+    pub(crate) fn stored_room(&self, room: &RoomName) -> Option<(String, String)> {
+        self.0.rooms().get(room)?.stored.clone()
+    }
+
     /// Every stored room that is open here, with its stream and stored subject.
     pub(crate) fn stored_rooms(&self) -> Vec<(RoomName, String, String)> {
         let rooms = self.0.rooms();
@@ -403,6 +411,12 @@ impl Hub {
 impl Shared {
     fn rooms(&self) -> MutexGuard<'_, HashMap<RoomName, RoomHandle>> {
         self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True above four fifths of the rooms that may be open.
+    pub(crate) fn is_crowded(&self) -> bool {
+        let rooms = usize::try_from(self.metrics.rooms.value()).unwrap_or(0);
+        rooms > self.settings.bounds.rooms_max / 5 * 4
     }
 
     /// Takes a room off the table. `is_idle` is asked under the lock, so that no join can get the

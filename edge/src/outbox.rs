@@ -91,22 +91,28 @@ impl Outbox {
     /// Offers a stored publication. `Full` means the reader is behind: nothing was taken and the
     /// log has it.
     pub fn push(&self, frame: &Bytes) -> Pushed {
-        self.offer(frame, self.limits.pushes_max_bytes)
+        // Never full at or below half, or `has_room` (at most half) would answer at once, for ever.
+        let max_bytes = self.limits.pushes_max_bytes;
+        self.offer(frame, |queued| {
+            queued > max_bytes / 2 && queued + frame.len() > max_bytes
+        })
     }
 
     /// Offers a reply, or a publication that nothing stores. `Full` means the reader is slow (3008).
     pub fn reply(&self, frame: &Bytes) -> Pushed {
-        self.offer(frame, self.limits.queue_max_bytes)
+        self.offer(frame, |queued| {
+            queued + frame.len() > self.limits.queue_max_bytes
+        })
     }
 
-    fn offer(&self, frame: &Bytes, max_bytes: usize) -> Pushed {
+    fn offer(&self, frame: &Bytes, is_full: impl FnOnce(usize) -> bool) -> Pushed {
         let mut state = self.lock();
         if state.ended {
             return Pushed::Gone;
         }
         if !state.queue.is_empty() {
             // One frame is always accepted, or a frame larger than the bound could never leave.
-            if state.queued_bytes + frame.len() > max_bytes {
+            if is_full(state.queued_bytes) {
                 return Pushed::Full;
             }
             state.queued_bytes += frame.len();
@@ -165,10 +171,9 @@ impl Outbox {
             // A quick reader again keeps no queue memory.
             state.queue = VecDeque::new();
         }
-        let has_room = state.queued_bytes <= self.limits.pushes_max_bytes / 2;
         drop(state);
         self.taken_bytes.fetch_add(taken as u64, Ordering::Relaxed);
-        if taken > 0 && has_room {
+        if taken > 0 {
             self.drained.notify_waiters();
         }
         result
@@ -194,6 +199,21 @@ impl Outbox {
 
     /// Waits until at most half of the push bound is queued. False when the socket is gone.
     pub async fn has_room(&self) -> bool {
+        self.drained_to(self.limits.pushes_max_bytes / 2).await
+    }
+
+    /// True if a large reply can be queued without making the reader slow (3008).
+    #[must_use]
+    pub fn has_reply_room(&self) -> bool {
+        self.lock().queued_bytes <= self.limits.queue_max_bytes / 2
+    }
+
+    /// Waits for [`Outbox::has_reply_room`]. False when the socket is gone.
+    pub async fn reply_room(&self) -> bool {
+        self.drained_to(self.limits.queue_max_bytes / 2).await
+    }
+
+    async fn drained_to(&self, max_bytes: usize) -> bool {
         loop {
             let drained = self.drained.notified();
             tokio::pin!(drained);
@@ -204,7 +224,7 @@ impl Outbox {
                 if state.ended {
                     return false;
                 }
-                if state.queued_bytes <= self.limits.pushes_max_bytes / 2 {
+                if state.queued_bytes <= max_bytes {
                     return true;
                 }
             }
@@ -225,6 +245,11 @@ impl Outbox {
         state.queue = VecDeque::new();
         state.queued_bytes = 0;
         self.gone.store(true, Ordering::Release);
+        // Rooms and answers may hold this for a while; the peer need not wait for them.
+        let socket = socket2::SockRef::from(&self.socket);
+        if let Err(error) = socket.shutdown(std::net::Shutdown::Both) {
+            tracing::trace!(%error, "socket was gone");
+        }
         self.wake.notify_one();
         self.drained.notify_waiters();
     }
@@ -332,6 +357,24 @@ mod tests {
         let (total, ()) = tokio::join!(read, write);
         assert_eq!(total, taken);
         assert!(outbox.has_room().await);
+    }
+
+    /// Found by review: a frame above half the bound was refused while little was queued, and the
+    /// one who waited for room was told at once that there is some, for ever.
+    #[tokio::test]
+    async fn a_full_outbox_has_no_room_until_it_drains() {
+        let (outbox, _peer) = pair().await;
+        let (small, large) = (
+            Bytes::from(vec![7_u8; 10_000]),
+            Bytes::from(vec![7_u8; 60_000]),
+        );
+        while !outbox.has_waiting() {
+            outbox.push(&small);
+        }
+        while outbox.push(&large) == Pushed::Taken {}
+        assert!(outbox.queued_bytes() > 32 << 10);
+        let room = tokio::time::timeout(std::time::Duration::from_millis(50), outbox.has_room());
+        assert!(room.await.is_err());
     }
 
     #[tokio::test]

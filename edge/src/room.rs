@@ -67,6 +67,17 @@ pub enum Turn {
     Gone,
 }
 
+/// What became of a page of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paged {
+    /// The member has all of it.
+    Taken,
+    /// Its outbox took this many; offer the rest when it has room.
+    Full(usize),
+    /// There is no such member that is behind: it left, or its place is another's now.
+    Gone,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Held,
@@ -269,15 +280,46 @@ impl<S> Room<S> {
         self.turn(id, push)
     }
 
-    /// Feeds how far a behind member was served from the log. `cursor` may be below what it was
-    /// held at: a recovery starts in the past.
-    pub fn advance(&mut self, id: MemberId, cursor: Seq) {
+    /// `cursor` may be below what the member was held at: a recovery starts in the past.
+    fn advance(&mut self, id: MemberId, cursor: Seq) {
         if let Some(member) = self.member(id)
-            && member.state != State::Live
+            && member.state == State::Held
         {
             member.state = State::Behind;
             member.cursor = cursor;
         }
+    }
+
+    /// Feeds a page of the log to a member that is behind, in order and as far as its sink takes it.
+    /// `reached` is the offset up to which the page is whole.
+    pub fn page(
+        &mut self,
+        id: MemberId,
+        page: &[(Seq, Bytes)],
+        reached: Seq,
+        mut push: impl FnMut(&S, &Bytes) -> Pushed,
+    ) -> Paged {
+        let Some(member) = self
+            .member(id)
+            .filter(|member| member.state == State::Behind)
+        else {
+            return Paged::Gone;
+        };
+        for (nth, (seq, frame)) in page.iter().enumerate() {
+            if *seq <= member.cursor {
+                continue;
+            }
+            match push(&member.sink, frame) {
+                Pushed::Taken => member.cursor = *seq,
+                Pushed::Full => return Paged::Full(nth),
+                Pushed::Gone => {
+                    self.leave(id);
+                    return Paged::Gone;
+                }
+            }
+        }
+        member.cursor = member.cursor.max(reached);
+        Paged::Taken
     }
 
     /// Polls a member that is behind: hands it what the ring has, and makes it live at the head.
@@ -462,10 +504,20 @@ mod tests {
         }
         // The ring now begins after 5; the member is at 2.
         assert_eq!(room.turn(id, push), Turn::Log(Seq::new(2)));
+        a.0.borrow_mut().1 = 3;
+        let page = [3, 4, 5, 6].map(|seq| (Seq::new(seq), entry(seq).frame));
+        assert_eq!(room.page(id, &page, Seq::new(6), push), Paged::Full(1));
         a.0.borrow_mut().1 = 99;
-        room.advance(id, Seq::new(6));
+        assert_eq!(room.page(id, &page[1..], Seq::new(6), push), Paged::Taken);
         assert_eq!(room.turn(id, push), Turn::Live);
-        assert_eq!(a.0.borrow().0, [1, 2, 7, 8]);
+        assert_eq!(a.0.borrow().0, [1, 2, 3, 4, 5, 6, 7, 8]);
+        // A page that was read for a place that is gone reaches nobody.
+        room.leave(id);
+        let again = room.join(a.clone());
+        room.release(again, Seq::new(8), push);
+        assert_eq!(room.page(id, &page, Seq::new(6), push), Paged::Gone);
+        assert_eq!(room.page(again, &page, Seq::new(6), push), Paged::Gone);
+        assert_eq!(a.0.borrow().0.len(), 8);
     }
 
     #[test]

@@ -13,11 +13,11 @@ use weir_history::Window;
 use weir_nats::placement::Place;
 use weir_nats::{Delivery, Epoch, Message, RoomName, Seq};
 
-use crate::hub::{Shared, Since};
+use crate::hub::{Membership, Shared, Since};
 use crate::link::{Link, Signal};
 use crate::outbox::Pushed;
 use crate::protocol::code::UnsubscribeCode;
-use crate::room::{Entry, MemberId, Room, Step, Turn};
+use crate::room::{Entry, MemberId, Paged, Room, Step, Turn};
 
 /// Messages and bytes of one repair read.
 const REPAIR_PAGE_MAX_MESSAGES: u32 = 200;
@@ -28,6 +28,12 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 /// Live messages taken before commands are looked at, so that neither starves.
 const LIVE_PER_TURN_MAX: usize = 64;
 
+/// A client that is ahead of this edge holds up its room for this long at most.
+const ASK_WITHIN: Duration = Duration::from_millis(1_500);
+/// Between looks whether a room without members may go early.
+const IDLE_LOOK: Duration = Duration::from_secs(5);
+/// Idle time of a room while the edge is crowded with rooms.
+const IDLE_CROWDED: Duration = Duration::from_secs(1);
 /// Commands taken after a full turn of live messages.
 const COMMANDS_PER_TURN_MAX: usize = 64;
 
@@ -46,9 +52,13 @@ pub(crate) enum Command {
         id: MemberId,
         reply: oneshot::Sender<Turn>,
     },
-    Advance {
+    /// A page of the log for a member that is behind, from the entry `from` on.
+    Page {
         id: MemberId,
-        cursor: Seq,
+        entries: Arc<[(Seq, Bytes)]>,
+        from: usize,
+        reached: Seq,
+        reply: oneshot::Sender<Paged>,
     },
     /// The log has lost what the member's cursor needs.
     Lost {
@@ -69,7 +79,8 @@ pub(crate) enum Command {
 
 /// The room's side of a join.
 pub(crate) struct JoinAnswer {
-    pub(crate) id: MemberId,
+    /// Owned by the answer, so that one that nobody takes leaves the room by itself.
+    pub(crate) membership: Membership,
     pub(crate) epoch: Option<Epoch>,
     pub(crate) have: Seq,
     pub(crate) from_ring: FromRing,
@@ -80,6 +91,8 @@ pub(crate) enum FromRing {
     NotAsked,
     /// Another epoch, or a position that the stream never reached.
     Unproven,
+    /// The stream could not be asked in time.
+    Unavailable,
     Entries {
         publications: Vec<Bytes>,
         cursor: Seq,
@@ -203,8 +216,13 @@ impl RoomTask {
             } else if idle_since.is_none() {
                 idle_since = Some(Instant::now());
             }
-            let idle_at =
-                idle_since.unwrap_or_else(Instant::now) + self.shared.settings.bounds.room_idle;
+            let idle_for = if self.shared.is_crowded() {
+                IDLE_CROWDED
+            } else {
+                self.shared.settings.bounds.room_idle
+            };
+            let idle_at = idle_since.unwrap_or_else(Instant::now) + idle_for;
+            let look_at = idle_at.min(Instant::now() + IDLE_LOOK);
             let step = tokio::select! {
                 biased;
                 live = subscriber.next() => match live {
@@ -217,7 +235,10 @@ impl RoomTask {
                     Some(command) => self.command(&mut room, command).await,
                     None => Err(Moved),
                 },
-                () = tokio::time::sleep_until(idle_at), if idle_since.is_some() => {
+                () = tokio::time::sleep_until(look_at), if idle_since.is_some() => {
+                    if Instant::now() < idle_at {
+                        continue;
+                    }
                     if self.shared.close_room(&self.name, &self.own, || queue.is_empty()) {
                         self.shared.metrics.ring_bytes.add(-to_i64(room.ring_bytes()));
                         return;
@@ -429,22 +450,23 @@ impl RoomTask {
                 if let Some((id, _)) = before {
                     room.leave(id);
                 }
-                let id = room.join(link);
+                let Some(own) = self.own.upgrade() else {
+                    return Ok(());
+                };
+                let membership = Membership::new(room.join(link), own, &self.shared);
                 let have = if epoch.is_some() {
                     room.have()
                 } else {
                     Seq::ZERO
                 };
-                if reply
-                    .send(JoinAnswer {
-                        id,
-                        epoch,
-                        have,
-                        from_ring,
-                    })
-                    .is_err()
-                {
-                    room.leave(id);
+                let answer = JoinAnswer {
+                    membership,
+                    epoch,
+                    have,
+                    from_ring,
+                };
+                if reply.send(answer).is_err() {
+                    tracing::trace!(room = %self.name, "the joiner left meanwhile");
                 }
             }
             Command::Release { id, cursor } => {
@@ -465,7 +487,19 @@ impl RoomTask {
                     tracing::trace!(room = %self.name, "the reader left meanwhile");
                 }
             }
-            Command::Advance { id, cursor } => room.advance(id, cursor),
+            Command::Page {
+                id,
+                entries,
+                from,
+                reached,
+                reply,
+            } => {
+                let page = entries.get(from..).unwrap_or_default();
+                let paged = room.page(id, page, reached, |link, frame| link.push(frame));
+                if reply.send(paged).is_err() {
+                    tracing::trace!(room = %self.name, "the reader left meanwhile");
+                }
+            }
             Command::Lost { id } => {
                 if let Some(link) = room.leave(id) {
                     self.dismiss(&link);
@@ -514,7 +548,11 @@ impl RoomTask {
             // The client is ahead of this edge: is that possible? Ask the stream.
             let stream = self.stream();
             let mut pause = RETRY_FIRST;
+            let until = Instant::now() + ASK_WITHIN;
             loop {
+                if Instant::now() > until {
+                    return Ok(FromRing::Unavailable);
+                }
                 let read = async {
                     let state = self.shared.live_replay.state(&stream).await?;
                     let last = self

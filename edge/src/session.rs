@@ -410,7 +410,7 @@ impl Session {
                 connected.subscriptions.remove(&room);
                 let code = match error {
                     crate::hub::JoinError::Unavailable => ErrorCode::INTERNAL,
-                    crate::hub::JoinError::TooManyRooms => ErrorCode::LIMIT_EXCEEDED,
+                    crate::hub::JoinError::TooManyRooms => ErrorCode::TOO_MANY_REQUESTS,
                 };
                 return (Effect::Reply(json::error(join.id, code)), None);
             }

@@ -200,7 +200,7 @@ impl Default for Bounds {
             rings_max_bytes: 256 << 20,
             pushes_max_bytes: 64 << 10,
             page_max_bytes: 64 << 10,
-            reply_max_bytes: 512 << 10,
+            reply_max_bytes: 384 << 10,
             commands_per_frame_max: 1_024,
             slow_commands_max: 32,
             kernel_unsent_max_bytes: 128 << 10,

@@ -34,6 +34,8 @@ pub async fn run(
             event = events.recv() => match event {
                 Ok((NatsLink::Live, LinkEvent::Connected | LinkEvent::SlowConsumer))
                 | Err(RecvError::Lagged(_)) => {
+                    // One event a dropped message may come: one sweep is enough for all of them.
+                    while events.try_recv().is_ok() {}
                     swept.forget();
                     swept.sweep(&hub).await;
                 }
@@ -69,13 +71,31 @@ impl Swept {
     }
 
     async fn sweep(&mut self, hub: &Hub) {
+        // The ends of the streams are read before the list of rooms: a room that opens in between
+        // reads its own position, and one that is on the list is asked about all up to that end.
+        let mut ends = HashMap::new();
+        for slot in hub.shared().placements.slots() {
+            for generation in slot.generations.iter() {
+                match hub.shared().live_replay.state(&generation.stream).await {
+                    Ok(state) => {
+                        ends.insert(generation.stream.clone(), state.last);
+                    }
+                    // The next sweep starts from the same place, so nothing is skipped.
+                    Err(error) => {
+                        tracing::debug!(stream = %generation.stream, %error, "sweep failed");
+                    }
+                }
+            }
+        }
         let mut by_stream: HashMap<String, Vec<(RoomName, String)>> = HashMap::new();
         for (room, stream, subject) in hub.stored_rooms() {
             by_stream.entry(stream).or_default().push((room, subject));
         }
         for (stream, rooms) in by_stream {
-            if let Err(error) = self.sweep_stream(hub, &stream, rooms).await {
-                // The next sweep starts from the same place, so nothing is skipped.
+            let Some(end) = ends.get(&stream).copied() else {
+                continue;
+            };
+            if let Err(error) = self.sweep_stream(hub, &stream, end, rooms).await {
                 tracing::debug!(%stream, %error, "sweep failed");
             }
         }
@@ -85,13 +105,12 @@ impl Swept {
         &mut self,
         hub: &Hub,
         stream: &str,
+        end: Seq,
         rooms: Vec<(RoomName, String)>,
     ) -> Result<(), weir_nats::replay::ReplayError> {
         let replay = &hub.shared().live_replay;
         let after = self.0.get(stream).copied().unwrap_or(Seq::ZERO);
-        // Read before the heads: what comes after it is the next sweep's.
-        let state = replay.state(stream).await?;
-        if state.last <= after {
+        if end <= after {
             return Ok(());
         }
         hub.shared().metrics.sweeps.add_one();
@@ -110,7 +129,7 @@ impl Swept {
             }
         }
         if told_all {
-            self.0.insert(stream.to_owned(), state.last);
+            self.0.insert(stream.to_owned(), end);
         }
         Ok(())
     }
@@ -118,16 +137,12 @@ impl Swept {
 
 /// One room whose live copy may never have come.
 async fn look_again(hub: &Hub, room: &RoomName) {
-    let found = hub
-        .stored_rooms()
-        .into_iter()
-        .find(|(name, ..)| name == room);
-    let Some((room, stream, subject)) = found else {
+    let Some((stream, subject)) = hub.stored_room(room) else {
         return;
     };
     match hub.shared().live_replay.last(&stream, &subject).await {
         Ok(Some(last)) => {
-            if !hub.tell_head(&room, last.message.seq) {
+            if !hub.tell_head(room, last.message.seq) {
                 tracing::debug!(%room, "room is busy; the sweep will find it");
             }
         }

@@ -439,7 +439,7 @@ fn subscriptions_are_counted_from_the_command_on() {
     assert_eq!((text(effect).as_str(), cursor), ("error 100 to 2", None));
     let third = join(&mut rig, "open:c");
     let (effect, _) = rig.session.joined(&third, Err(JoinError::TooManyRooms));
-    assert_eq!(text(effect), "error 106 to 2");
+    assert_eq!(text(effect), "error 111 to 2");
     // A room that ends during the join says so in the join's answer, and nowhere else.
     let room = second.permit.room();
     let pushed = rig
