@@ -12,6 +12,7 @@ use async_nats::client::RequestErrorKind;
 use async_nats::header::HeaderValue;
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +31,7 @@ use crate::protocol::{Command, History, json};
 use crate::room_task::encode;
 use crate::seats::{Seat, Seats};
 use crate::session::{Effect, Join, Now, Session, random_part};
-use crate::settings::EdgeSettings;
+use crate::settings::{ClientSettings, EdgeSettings};
 use crate::websocket::{self, Decoder, Event, Opcode};
 
 /// Bytes read at once, into a buffer on the stack that no idle connection keeps.
@@ -38,6 +39,8 @@ const READ_MAX_BYTES: usize = 8 << 10;
 /// For a Close frame to leave.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
+/// After a room was unavailable, joins of the same connection fail at once for this long.
+const UNAVAILABLE_FOR: Duration = Duration::from_secs(1);
 /// A Close frame is sent if no more than this waits before it.
 const CLOSE_BEHIND_MAX_BYTES: usize = 4_096;
 
@@ -81,7 +84,19 @@ struct Connection {
     /// A join that is on its way; commands behind it wait.
     joining: Option<Joining>,
     /// History and rpc commands on their way.
-    slow_commands: Arc<AtomicUsize>,
+    slow: Arc<Slow>,
+    /// When a join last found a room unavailable: those behind it do not wait as long again.
+    unavailable_at: Option<Instant>,
+    /// Where no pong is expected: the bytes taken, and until when more have to be.
+    stuck: Option<(u64, Instant)>,
+}
+
+/// Commands of one connection that wait for something beside the others.
+#[derive(Default)]
+struct Slow {
+    running: AtomicUsize,
+    /// One page of history at a time is in memory for a connection.
+    history: tokio::sync::Mutex<()>,
 }
 
 /// Why a connection is over.
@@ -117,7 +132,9 @@ pub async fn run(edge: Arc<Edge>, socket: TcpStream, first: Bytes) {
         decoder,
         commands: VecDeque::new(),
         joining: None,
-        slow_commands: Arc::default(),
+        slow: Arc::default(),
+        unavailable_at: None,
+        stuck: None,
     };
     connection.decoder.feed(&first);
     let end = connection.drive().await;
@@ -203,8 +220,10 @@ impl Connection {
                 return end;
             }
             let link = Arc::clone(&self.link);
-            let can_read = self.joining.is_none() && self.commands.is_empty();
+            let can_read =
+                self.joining.is_none() && self.commands.is_empty() && link.outbox.has_reply_room();
             let deadline = self.session.deadline();
+            let deadline = self.stuck_at().map_or(deadline, |at| deadline.min(at));
             let deadline = leave_at.map_or(deadline, |at| deadline.min(at));
             tokio::select! {
                 biased;
@@ -238,6 +257,9 @@ impl Connection {
                     if leave_at.is_some_and(|at| now >= at) {
                         return End::Close(DisconnectCode::SHUTDOWN);
                     }
+                    if self.stuck.is_some_and(|(_, at)| now >= at) {
+                        return End::Close(DisconnectCode::WRITE_ERROR);
+                    }
                     let effect = self.session.timer(now);
                     if let Err(end) = self.perform(effect) {
                         return end;
@@ -264,7 +286,8 @@ impl Connection {
                 }
             }
         }
-        while self.joining.is_none() {
+        // Large replies to a slow reader wait for each other instead of making it too slow (3008).
+        while self.joining.is_none() && self.link.outbox.has_reply_room() {
             if let Some(command) = self.commands.pop_front() {
                 self.edge.metrics.commands.add_one();
                 let effect = self.session.command(command, now());
@@ -278,6 +301,22 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// Where no pong is expected, a socket that takes nothing for as long is closed (3009).
+    fn stuck_at(&mut self) -> Option<Instant> {
+        let outbox = &self.link.outbox;
+        let client = &self.edge.settings.client;
+        if !client.ping_interval.is_zero() || !outbox.has_waiting() {
+            self.stuck = None;
+            return None;
+        }
+        let taken = outbox.taken_bytes();
+        if self.stuck.is_none_or(|(before, _)| before != taken) {
+            let patience = ClientSettings::default().ping_interval + client.pong_timeout;
+            self.stuck = Some((taken, Instant::now() + patience));
+        }
+        self.stuck.map(|(_, at)| at)
     }
 
     fn read(&mut self) -> Result<(), End> {
@@ -330,7 +369,7 @@ impl Connection {
                 self.sit_down()?;
                 self.reply(&frame);
             }
-            Effect::Join(join) => self.join(join),
+            Effect::Join(join) => return self.join(join),
             Effect::Leave(membership, frame) => {
                 drop(membership);
                 self.reply(&frame);
@@ -382,7 +421,13 @@ impl Connection {
         self.link.reply(frame);
     }
 
-    fn join(&mut self, join: Join) {
+    fn join(&mut self, join: Join) -> Result<(), End> {
+        if self
+            .unavailable_at
+            .is_some_and(|at| at.elapsed() < UNAVAILABLE_FOR)
+        {
+            return self.joined(&join, Err(JoinError::Unavailable));
+        }
         let (edge, link) = (Arc::clone(&self.edge), Arc::clone(&self.link));
         self.joining = Some(Box::pin(async move {
             let result = match edge.settings.namespace(join.permit.room()) {
@@ -395,9 +440,14 @@ impl Connection {
             };
             (join, result)
         }));
+        Ok(())
     }
 
     fn joined(&mut self, join: &Join, result: Result<Joined, JoinError>) -> Result<(), End> {
+        self.unavailable_at = match &result {
+            Err(JoinError::Unavailable) => Some(self.unavailable_at.unwrap_or_else(Instant::now)),
+            Err(JoinError::TooManyRooms) | Ok(_) => None,
+        };
         let (effect, cursor) = self.session.joined(join, result);
         self.perform(effect)?;
         if let Some(cursor) = cursor {
@@ -431,40 +481,46 @@ impl Connection {
 
     /// Straight to `eph.`: nothing acknowledges it, and a reader that is away misses it.
     fn publish_unstored(&self, id: u32, permit: &Permit, data: Bytes) {
-        let (link, nats) = (Arc::clone(&self.link), self.edge.nats.clone());
+        let nats = &self.edge.nats;
         let room = permit.room().clone();
         let mut headers =
             weir_nats::message::stamp(&room, &self.author(), &BTreeMap::new(), &random_uuid());
         headers.insert("Nats-Msg-Id", HeaderValue::from(0_u64));
-        self.edge.tasks.spawn(async move {
-            let sent = nats
-                .publish_with_headers(room.ephemeral_subject(), headers, data)
-                .await;
-            let frame = match sent {
-                Ok(()) => json::empty(id, "publish"),
-                Err(_) => json::error(id, ErrorCode::INTERNAL),
-            };
-            link.reply(&frame);
-        });
+        // Handed over at once, so that a client's own order is kept, or not at all: what the NATS
+        // client holds back while it is disconnected would come minutes later.
+        let sent = nats.publish_with_headers(room.ephemeral_subject(), headers, data);
+        let is_connected = nats.connection_state() == async_nats::connection::State::Connected;
+        let frame = match is_connected.then(|| sent.now_or_never()).flatten() {
+            Some(Ok(())) => json::empty(id, "publish"),
+            Some(Err(_)) | None => json::error(id, ErrorCode::INTERNAL),
+        };
+        self.reply(&frame);
     }
 
     /// Runs a command that waits for something, beside the others, within the bound.
     fn spawn_slow(&self, id: u32, work: impl Future<Output = Bytes> + Send + 'static) {
-        let (link, running) = (Arc::clone(&self.link), Arc::clone(&self.slow_commands));
-        if running.fetch_add(1, Ordering::AcqRel) >= self.edge.settings.bounds.slow_commands_max {
-            running.fetch_sub(1, Ordering::AcqRel);
+        let (link, slow) = (Arc::clone(&self.link), Arc::clone(&self.slow));
+        if slow.running.fetch_add(1, Ordering::AcqRel)
+            >= self.edge.settings.bounds.slow_commands_max
+        {
+            slow.running.fetch_sub(1, Ordering::AcqRel);
             return self.reply(&json::error(id, ErrorCode::TOO_MANY_REQUESTS));
         }
         self.edge.tasks.spawn(async move {
             let frame = work.await;
-            running.fetch_sub(1, Ordering::AcqRel);
+            slow.running.fetch_sub(1, Ordering::AcqRel);
             link.reply(&frame);
         });
     }
 
     fn history(&self, id: u32, permit: Permit, request: History) {
         let edge = Arc::clone(&self.edge);
+        let (link, slow) = (Arc::clone(&self.link), Arc::clone(&self.slow));
         self.spawn_slow(id, async move {
+            let _turn = slow.history.lock().await;
+            if !link.outbox.reply_room().await {
+                return Bytes::new();
+            }
             match read_history(&edge, permit.room(), &request).await {
                 Ok((publications, _, _)) if publications.iter().any(Bytes::is_empty) => {
                     // A JSON client must not be shown what is not JSON, and may not miss it either.
