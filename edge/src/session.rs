@@ -75,6 +75,9 @@ pub(crate) struct Join {
     recoverable: bool,
     positioned: bool,
     fail_unrecovered: bool,
+    /// Seconds until the subscription expires, for the reply, and when that is.
+    ttl_s: Option<u32>,
+    expires: Option<Instant>,
 }
 
 /// Now, as the driver sees it.
@@ -102,6 +105,8 @@ struct Connected {
     /// When the connection expires, for the timer and for the wire.
     expires: Option<Instant>,
     subscriptions: HashMap<RoomName, Option<Membership>>,
+    /// When subscriptions by token expire; most have no end and are not here.
+    expiring: HashMap<RoomName, Instant>,
 }
 
 /// One connection.
@@ -203,16 +208,8 @@ impl Session {
             }
             CommandKind::Rpc { method, data } => rpc(id, method, data),
             CommandKind::Refresh { token } => self.refresh(id, &token, now),
-            CommandKind::SubRefresh { channel, .. } => {
-                let known = self
-                    .room(&channel)
-                    .is_ok_and(|(room, _)| self.is_subscribed(&room));
-                let code = if known {
-                    ErrorCode::NOT_AVAILABLE
-                } else {
-                    ErrorCode::PERMISSION_DENIED
-                };
-                Effect::Reply(json::error(id, code))
+            CommandKind::SubRefresh { channel, token } => {
+                self.sub_refresh(id, &channel, &token, now)
             }
             // Nothing takes what is sent this way, as in Centrifugo without a handler.
             CommandKind::Send { .. } => Effect::Close(DisconnectCode::NOT_AVAILABLE),
@@ -279,6 +276,7 @@ impl Session {
             info: claims.info,
             expires: ttl_s.map(|ttl| now.instant + Duration::from_secs(u64::from(ttl))),
             subscriptions: HashMap::new(),
+            expiring: HashMap::new(),
         });
         Effect::Connected(json::connect(id, &result))
     }
@@ -306,6 +304,64 @@ impl Session {
             Err(TokenError::ConnectionExpired) => {
                 Effect::Reply(json::error(id, ErrorCode::EXPIRED))
             }
+        }
+    }
+
+    /// A new token for a subscription that expires. One that has expired ends it (2501), as the
+    /// client then subscribes again with a new one.
+    fn sub_refresh(&mut self, id: u32, channel: &str, token: &str, now: Now) -> Effect {
+        let room = match self.room(channel) {
+            Ok((room, _)) => room,
+            Err(refused) => return refused.effect(id),
+        };
+        if !self.is_subscribed(&room) {
+            return Effect::Reply(json::error(id, ErrorCode::PERMISSION_DENIED));
+        }
+        let (Some(verifier), Phase::Connected(connected)) = (&self.verifier, &mut self.phase)
+        else {
+            return Effect::Reply(json::error(id, ErrorCode::NOT_AVAILABLE));
+        };
+        if token.is_empty() {
+            return Effect::Reply(json::error(id, ErrorCode::BAD_REQUEST));
+        }
+        let user = connected.grants.user();
+        match verifier.subscription(token, room.channel(), user, &self.client, now.unix_s) {
+            Ok(claims) => {
+                let ttl_s = claims.expires_at_s.map(|at| ttl(at, now.unix_s));
+                match ttl_s {
+                    Some(ttl) => {
+                        let expires = now.instant + Duration::from_secs(u64::from(ttl));
+                        connected.expiring.insert(room, expires);
+                    }
+                    None => {
+                        connected.expiring.remove(&room);
+                    }
+                }
+                Effect::Reply(json::sub_refresh(id, ttl_s))
+            }
+            Err(TokenError::Expired) => self.expire(&room),
+            Err(TokenError::ConnectionExpired) => {
+                Effect::Reply(json::error(id, ErrorCode::EXPIRED))
+            }
+            Err(TokenError::Invalid(_) | TokenError::Mismatch(_)) => {
+                Effect::Close(DisconnectCode::INVALID_TOKEN)
+            }
+        }
+    }
+
+    /// Ends a subscription whose time is over.
+    fn expire(&mut self, room: &RoomName) -> Effect {
+        let Phase::Connected(connected) = &mut self.phase else {
+            return Effect::None;
+        };
+        connected.expiring.remove(room);
+        match connected.subscriptions.remove(room) {
+            Some(Some(membership)) => {
+                let frame = json::unsubscribe_push(room.channel(), UnsubscribeCode::EXPIRED);
+                Effect::Leave(membership, frame)
+            }
+            // On its way: its reply will say that it failed.
+            Some(None) | None => Effect::None,
         }
     }
 
@@ -344,6 +400,7 @@ impl Session {
         if !matches!(subscribe.delta.as_str(), "" | "fossil") {
             return Err(Refused::Close(DisconnectCode::BAD_REQUEST));
         }
+        let mut ttl_s = None;
         let permit = if subscribe.token.is_empty() {
             connected
                 .grants
@@ -351,7 +408,7 @@ impl Session {
         } else {
             let verifier = self.verifier.as_ref().ok_or(Denied)?;
             let user = connected.grants.user();
-            verifier
+            let claims = verifier
                 .subscription(
                     &subscribe.token,
                     room.channel(),
@@ -365,6 +422,7 @@ impl Session {
                     TokenError::Invalid(_) => Refused::Error(ErrorCode::PERMISSION_DENIED),
                     TokenError::Mismatch(_) => Refused::Close(DisconnectCode::INVALID_TOKEN),
                 })?;
+            ttl_s = claims.expires_at_s.map(|at| ttl(at, now.unix_s));
             connected.grants.check_with_token(&room, &namespace.rules)?
         };
         let stored = namespace.stored;
@@ -385,6 +443,8 @@ impl Session {
             recoverable,
             positioned,
             fail_unrecovered: subscribe.flag & FLAG_FAIL_UNRECOVERED != 0,
+            ttl_s,
+            expires: ttl_s.map(|ttl| now.instant + Duration::from_secs(u64::from(ttl))),
         })
     }
 
@@ -434,7 +494,11 @@ impl Session {
             publications: joined.publications,
             recovered: joined.recovered == Some(true),
             was_recovering: joined.recovered.is_some(),
+            ttl_s: join.ttl_s,
         };
+        if let Some(expires) = join.expires {
+            connected.expiring.insert(room.clone(), expires);
+        }
         connected
             .subscriptions
             .insert(room, Some(joined.membership));
@@ -461,9 +525,10 @@ impl Session {
         let Phase::Connected(connected) = &mut self.phase else {
             return Effect::None;
         };
-        let membership = RoomName::parse(channel)
-            .ok()
-            .and_then(|room| connected.subscriptions.remove(&room));
+        let membership = RoomName::parse(channel).ok().and_then(|room| {
+            connected.expiring.remove(&room);
+            connected.subscriptions.remove(&room)
+        });
         match membership {
             Some(Some(membership)) => Effect::Leave(membership, frame),
             // Not subscribed: an empty result, no error.
@@ -477,6 +542,7 @@ impl Session {
             return None;
         };
         // Without a membership the join is still on its way; its reply will say that it failed.
+        connected.expiring.remove(room);
         connected.subscriptions.remove(room)??;
         Some(json::unsubscribe_push(room.channel(), code))
     }
@@ -570,7 +636,9 @@ impl Session {
             Phase::New | Phase::Unusable => self.opened + client.stale_close_delay,
             Phase::Connected(connected) => {
                 let expires = connected.expires.map(|at| at + client.expired_close_delay);
-                let all = [self.ping_due, self.pong_due, expires];
+                let subscription = connected.expiring.values().min();
+                let subscription = subscription.map(|at| *at + client.expired_close_delay);
+                let all = [self.ping_due, self.pong_due, expires, subscription];
                 let far = self.opened + Duration::from_secs(365 * 24 * 3_600);
                 all.into_iter().flatten().min().unwrap_or(far)
             }
@@ -592,6 +660,12 @@ impl Session {
                     .is_some_and(|at| now >= at + client.expired_close_delay)
                 {
                     return Effect::Close(DisconnectCode::EXPIRED);
+                }
+                let delay = client.expired_close_delay;
+                let mut expiring = connected.expiring.iter();
+                if let Some((room, _)) = expiring.find(|(_, at)| now >= **at + delay) {
+                    let room = room.clone();
+                    return self.expire(&room);
                 }
                 if self.pong_due.is_some_and(|due| now >= due) {
                     return Effect::Close(DisconnectCode::NO_PONG);

@@ -531,6 +531,23 @@ pub fn refresh(id: u32, client: &str, version: &str, ttl_s: Option<u32>) -> Byte
     frame.finish()
 }
 
+/// The reply to `sub_refresh`.
+#[must_use]
+pub fn sub_refresh(id: u32, ttl_s: Option<u32>) -> Bytes {
+    let mut frame = Frame::new(96);
+    frame
+        .raw("{\"id\":")
+        .number(u64::from(id))
+        .raw(",\"sub_refresh\":{");
+    if let Some(ttl) = ttl_s {
+        frame
+            .raw("\"expires\":true,\"ttl\":")
+            .number(u64::from(ttl));
+    }
+    frame.raw("}}");
+    frame.finish()
+}
+
 /// The reply to `subscribe`.
 #[must_use]
 pub fn subscribe(id: u32, result: &SubscribeResult) -> Bytes {
@@ -547,6 +564,10 @@ pub fn subscribe(id: u32, result: &SubscribeResult) -> Bytes {
         }
         frame.raw(text);
     };
+    if let Some(ttl) = result.ttl_s {
+        field(&mut frame, "\"expires\":true,\"ttl\":");
+        frame.number(u64::from(ttl));
+    }
     if result.recoverable {
         field(&mut frame, "\"recoverable\":true");
     }
@@ -751,6 +772,7 @@ mod tests {
             publications: vec![Bytes::from_static(b"{\"data\":1}")],
             recovered: true,
             was_recovering: true,
+            ttl_s: None,
         };
         assert_eq!(
             text(&subscribe(2, &result)),

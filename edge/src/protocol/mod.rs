@@ -147,6 +147,8 @@ pub struct SubscribeResult {
     pub recovered: bool,
     /// Recovery was asked for.
     pub was_recovering: bool,
+    /// Seconds until the subscription expires; `None` if it does not.
+    pub ttl_s: Option<u32>,
 }
 
 /// `ConnectResult`.
