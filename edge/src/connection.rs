@@ -109,11 +109,14 @@ pub async fn run(edge: Arc<Edge>, socket: TcpStream, first: Bytes) {
         slow_commands: Arc::default(),
     };
     connection.decoder.feed(&first);
+    // Even when empty it holds the 8 KiB that the handshake was read into.
+    drop(first);
     let end = connection.drive().await;
     // Memberships are dropped before the close lingers: rooms must not wait for it.
     let client = connection.session.client().to_owned();
     drop(connection);
-    finish(&link, &metrics, &client, end).await;
+    // Boxed, as it would make the future of every open connection larger.
+    Box::pin(finish(&link, &metrics, &client, end)).await;
     metrics.connections.add(-1);
 }
 
