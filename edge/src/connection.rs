@@ -621,3 +621,18 @@ fn random_uuid() -> String {
         &hex[20..]
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_bytes<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn what_an_idle_connection_carries_stays_small() {
+        assert!(future_bytes(run) <= 1_536, "{}", future_bytes(run));
+        assert!(size_of::<Link>() <= 256, "{}", size_of::<Link>());
+    }
+}

@@ -626,3 +626,18 @@ pub(crate) fn now_ms() -> i64 {
 fn to_i64(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_bytes<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn what_a_quiet_room_carries_stays_small() {
+        let bytes = future_bytes(RoomTask::run);
+        assert!(bytes <= 3_072, "{bytes}");
+    }
+}
