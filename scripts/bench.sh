@@ -14,7 +14,7 @@ floor=$target/bench/release/floor
 if [ -n "${BENCH_QUICK:-}" ]; then
   rounds=1 fanout_s=3 publish_s=3 idle_conns=1000 idle_s=4 storm_conns=500 rows=20000
 else
-  rounds=3 fanout_s=10 publish_s=8 idle_conns=10000 idle_s=20 storm_conns=2000 rows=100000
+  rounds=5 fanout_s=6 publish_s=8 idle_conns=10000 idle_s=20 storm_conns=2000 rows=100000
 fi
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/weir-bench.XXXXXX")
@@ -127,26 +127,40 @@ line() { printf '%-58s %s\n' "$1" "$2"; }
 median() { sort -n | awk '{ all[NR] = $1 } END { if (NR) print all[int((NR + 1) / 2)] }'; }
 ratio() { awk -v a="$1" -v b="$2" 'BEGIN { if (b > 0) printf "%.2f\n", a / b; else print "?" }'; }
 
+# fan_out SERVER START: one load on that server.
+fan_out() {
+  "$2" && run $((fanout_s + 40)) fanout --subs 1000 --rate 100 --size 128 --seconds "$fanout_s"
+  if have_figures; then
+    if [ "$1" = weir ]; then
+      weirs+=("$(figure weir_cpu_s_per_1m)")
+      natses+=("$(figure nats_cpu_s_per_1m)")
+      waits+=("$(figure latency_p50_ms)")
+    else
+      floors+=("$(figure floor_cpu_s_per_1m)")
+    fi
+  fi
+  stop_servers
+}
 fanout() {
-  local round one other
-  local -a weirs=() floors=() natses=() ratios=()
+  local round
+  local -a weirs=() floors=() natses=() waits=() ratios=()
+  # Turn about, so that neither always has the quieter half of a round.
   for round in $(seq "$rounds"); do
-    start_floor && run $((fanout_s + 30)) fanout --subs 1000 --rate 100 --size 128 --seconds "$fanout_s"
-    one=$(figure floor_cpu_s_per_1m)
-    stop_servers
-    fresh_weir && run $((fanout_s + 30)) fanout --subs 1000 --rate 100 --size 128 --seconds "$fanout_s"
-    have_figures || { stop_servers; return; }
-    other=$(figure weir_cpu_s_per_1m)
-    floors+=("$one")
-    weirs+=("$other")
-    natses+=("$(figure nats_cpu_s_per_1m)")
-    ratios+=("$(ratio "$other" "$one")")
-    stop_servers
+    if [ $((round % 2)) = 1 ]; then
+      fan_out floor start_floor
+      fan_out weir fresh_weir
+    else
+      fan_out weir fresh_weir
+      fan_out floor start_floor
+    fi
+    [ "${#weirs[@]}" = "${#floors[@]}" ] || return
+    ratios+=("$(ratio "${weirs[-1]}" "${floors[-1]}")")
   done
-  line "fan-out 1,000 x 100/s x 128 B, floor" "$(printf '%s\n' "${floors[@]}" | median) CPU-s per 1M deliveries (median of $rounds)"
-  line "fan-out 1,000 x 100/s x 128 B, weir" "$(printf '%s\n' "${weirs[@]}" | median) CPU-s per 1M deliveries, and nats-server $(printf '%s\n' "${natses[@]}" | median)"
+  line "fan-out 1,000 x 100/s x 128 B, floor" "$(printf '%s\n' "${floors[@]}" | median) CPU-s per 1M deliveries (median of $rounds: ${floors[*]})"
+  line "fan-out 1,000 x 100/s x 128 B, weir" "$(printf '%s\n' "${weirs[@]}" | median) CPU-s per 1M deliveries (${weirs[*]})"
+  line "fan-out, nats-server beside weir" "$(printf '%s\n' "${natses[@]}" | median) CPU-s per 1M deliveries"
   line "fan-out, weir / floor" "$(printf '%s\n' "${ratios[@]}" | median) (rounds: ${ratios[*]})"
-  line "fan-out, weir, send to arrival" "p50 $(figure latency_p50_ms) ms, p99 $(figure latency_p99_ms) ms (last round)"
+  line "fan-out, weir, send to arrival, p50" "$(printf '%s\n' "${waits[@]}" | median) ms (the generator shares the cores)"
 }
 
 publish() {

@@ -137,11 +137,14 @@ pub async fn run(edge: Arc<Edge>, socket: TcpStream, first: Bytes) {
         stuck: None,
     };
     connection.decoder.feed(&first);
+    // Even when empty it holds the 8 KiB that the handshake was read into.
+    drop(first);
     let end = connection.drive().await;
     // Memberships are dropped before the close lingers: rooms must not wait for it.
     let client = connection.session.client().to_owned();
     drop(connection);
-    finish(&link, &metrics, &client, end).await;
+    // Boxed, as it would make the future of every open connection larger.
+    Box::pin(finish(&link, &metrics, &client, end)).await;
     metrics.connections.add(-1);
 }
 
@@ -719,4 +722,19 @@ fn random_uuid() -> String {
         &hex[16..20],
         &hex[20..]
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_bytes<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn what_an_idle_connection_carries_stays_small() {
+        assert!(future_bytes(run) <= 1_536, "{}", future_bytes(run));
+        assert!(size_of::<Link>() <= 256, "{}", size_of::<Link>());
+    }
 }

@@ -127,7 +127,8 @@ pub(crate) fn encode(room: &RoomName, message: &Message) -> Entry {
 
 impl RoomTask {
     pub(crate) async fn run(self, mut queue: mpsc::Receiver<Command>, recovering: bool) {
-        match self.open(recovering).await {
+        // What a room rarely does is boxed, here and below, or every quiet room would carry its future.
+        match Box::pin(self.open(recovering)).await {
             Ok((subscriber, room)) => self.serve(subscriber, room, &mut queue).await,
             // Joins that wait find their answer dropped, and open the room again or give up.
             Err(error) => tracing::warn!(room = %self.name, %error, "room cannot be opened"),
@@ -326,16 +327,16 @@ impl RoomTask {
             Step::Next => self.deliver(room, &delivery.message),
             Step::Gap(up_to) => {
                 metrics.gaps.add_one();
-                self.repair(room, up_to).await?;
+                Box::pin(self.repair(room, up_to)).await?;
                 if seq > room.have() {
                     self.deliver(room, &delivery.message);
                 }
             }
             Step::Unproven => {
-                if self.nothing_was_trimmed(room).await? {
+                if Box::pin(self.nothing_was_trimmed(room)).await? {
                     self.deliver(room, &delivery.message);
                 } else {
-                    self.repair(room, seq).await?;
+                    Box::pin(self.repair(room, seq)).await?;
                 }
             }
         }
@@ -442,7 +443,7 @@ impl RoomTask {
             Command::Join { link, since, reply } => {
                 let from_ring = match &since {
                     None => FromRing::NotAsked,
-                    Some(since) => self.ask_ring(room, since).await?,
+                    Some(since) => Box::pin(self.ask_ring(room, since)).await?,
                 };
                 let epoch = self.place.as_ref().map(|_| room.epoch().clone());
                 // A connection has one place in a room; a leave may still be on its way.
@@ -511,7 +512,7 @@ impl RoomTask {
             Command::Head { head } => {
                 if head > room.have() {
                     self.shared.metrics.lost_tails.add_one();
-                    self.repair(room, head).await?;
+                    Box::pin(self.repair(room, head)).await?;
                 }
             }
             Command::Position { reply } => {
@@ -680,4 +681,19 @@ pub(crate) fn now_ms() -> i64 {
 
 fn to_i64(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_bytes<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn what_a_quiet_room_carries_stays_small() {
+        let bytes = future_bytes(RoomTask::run);
+        assert!(bytes <= 3_072, "{bytes}");
+    }
 }
