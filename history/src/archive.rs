@@ -98,6 +98,15 @@ pub struct Rows {
     pub more: bool,
 }
 
+/// Rows that were counted, not read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// How many, at most what was asked for.
+    pub messages: u64,
+    /// The oldest offset of those that were counted.
+    pub oldest: Option<Seq>,
+}
+
 /// A place that keeps rooms for ever. Cheap to clone.
 #[derive(Clone, Debug)]
 pub enum Archive {
@@ -199,6 +208,31 @@ impl Archive {
                 tokio::task::spawn_blocking(move || {
                     let _turn = turn;
                     sqlite.older_than(&log, &room, time_ms)
+                })
+                .await
+                .map_err(panicked)?
+            }
+        }
+    }
+
+    /// Counts the newest rows of a room in (`after`, `up_to`], at most `max_messages`.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn count(
+        &self,
+        log: String,
+        room: RoomName,
+        (after, up_to): (Seq, Seq),
+        max_messages: u64,
+    ) -> Result<Counted, ArchiveError> {
+        match self {
+            Self::Sqlite(sqlite) => {
+                let turn = Arc::clone(sqlite.reads()).acquire_owned().await;
+                let sqlite = Arc::clone(sqlite);
+                tokio::task::spawn_blocking(move || {
+                    let _turn = turn;
+                    sqlite.count(&log, &room, (after, up_to), max_messages)
                 })
                 .await
                 .map_err(panicked)?

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use moka::future::Cache;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use weir_nats::placement::{Generation, Place};
 use weir_nats::replay::{Replay, ReplayError, StreamState};
 use weir_nats::{Message, Position, RoomName, Seq};
@@ -11,22 +12,18 @@ use weir_nats::{Message, Position, RoomName, Seq};
 use crate::archive::{Archive, ArchiveError, PageQuery, Rows};
 use crate::held::Held;
 
+mod window;
+
+pub use window::{WINDOW_MAX_MESSAGES, Window};
+
 /// Bytes of archive pages kept, unless told otherwise.
 const CACHE_MAX_BYTES: u64 = 64 << 20;
 /// Tries of a page whose tail was trimmed while it was read.
 const TRIES_MAX: usize = 5;
-/// Messages of the largest logical window (`history_size`) that is walked.
-pub const WINDOW_MAX_MESSAGES: u64 = 10_000;
-
-/// The logical window of a namespace: the newest `size` messages of a room that are not older than
-/// `ttl`. `None` is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Window {
-    /// `history_size`; at most [`WINDOW_MAX_MESSAGES`].
-    pub size: Option<u64>,
-    /// `history_ttl`.
-    pub ttl: Option<Duration>,
-}
+/// Pages being read for clients at a time in this process, so that many clients do not multiply the
+/// memory of a page; the others wait their turn.
+const PAGES_AT_ONCE_MAX: usize = 32;
+static PAGES_AT_ONCE: Semaphore = Semaphore::const_new(PAGES_AT_ONCE_MAX);
 
 /// Messages and what they prove.
 #[derive(Clone, Debug)]
@@ -471,30 +468,24 @@ impl Reader {
                 whole: false,
             },
         };
+        let _turn = turn().await;
         if epoch.is_some_and(|epoch| epoch != place.current().epoch.as_str()) {
             return Ok(refused());
         }
         if !self.covers(place, since).await? {
             return Ok(refused());
         }
-        let size = window.size.unwrap_or(u64::MAX);
-        // One more than the window shows whether the window is exceeded.
-        let wanted = max_messages.max(u32::try_from(size.saturating_add(1)).unwrap_or(0));
-        let window_bytes = if window.size.is_some() {
-            16 << 20
-        } else {
-            max_bytes
-        };
+        if let Some(size) = window.size
+            && self.is_exceeded(place, room, since, size).await?
+        {
+            return Ok(refused());
+        }
+        // The first message tells whether all are young enough, also if none may be returned.
+        let wanted = max_messages.max(1);
         let mut page = self
-            .forward(
-                place,
-                room,
-                since,
-                None,
-                wanted,
-                max_bytes.max(window_bytes),
-            )
+            .forward(place, room, since, None, wanted, max_bytes)
             .await?;
+        let size = window.size.unwrap_or(u64::MAX);
         if !page.whole || page.messages.len() as u64 > size {
             return Ok(refused());
         }
@@ -532,6 +523,7 @@ impl Reader {
         max_messages: u32,
         max_bytes: u32,
     ) -> Result<Page, ReadError> {
+        let _turn = turn().await;
         let oldest_ms = window.oldest_ms(now_ms());
         let mut floor = self.window_floor(place, room, window).await?;
         if let (Some(archive), Some(_)) = (&self.archive, window.ttl) {
@@ -566,31 +558,6 @@ impl Reader {
             }
         }
         Ok(page)
-    }
-
-    /// The offset just below a window of `size` messages.
-    async fn window_floor(
-        &self,
-        place: &Place,
-        room: &RoomName,
-        window: &Window,
-    ) -> Result<Seq, ReadError> {
-        let Some(size) = window.size else {
-            return Ok(Seq::ZERO);
-        };
-        let wanted = u32::try_from(size.min(WINDOW_MAX_MESSAGES)).unwrap_or(u32::MAX);
-        if wanted == 0 {
-            return Ok(Seq::MAX);
-        }
-        let page = self.backward(place, room, None, wanted, u32::MAX).await?;
-        let is_full = page.messages.len() as u64 >= size;
-        Ok(if is_full {
-            page.messages
-                .last()
-                .map_or(Seq::ZERO, |m| m.seq.just_before())
-        } else {
-            Seq::ZERO
-        })
     }
 
     /// The archive's id for publishes whose fate is looked up.
@@ -727,21 +694,19 @@ impl Page {
             })
             .count();
         if fits < self.messages.len() {
+            let cut = self.messages[fits].seq;
             self.messages.truncate(fits);
             self.more = true;
-            self.reached = self.messages.last().map_or(self.reached, |last| last.seq);
+            let last = self.messages.last();
+            self.reached = last.map_or(cut.just_before(), |last| last.seq);
         }
     }
 }
 
-impl Window {
-    /// Messages stored before this are outside.
-    fn oldest_ms(&self, now_ms: i64) -> i64 {
-        let ttl = self
-            .ttl
-            .map(|ttl| i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX));
-        ttl.map_or(i64::MIN, |ttl| now_ms.saturating_sub(ttl))
-    }
+/// A turn to read a page, kept while it is read.
+async fn turn() -> SemaphorePermit<'static> {
+    let turn = PAGES_AT_ONCE.acquire().await;
+    turn.expect("the semaphore is never closed")
 }
 
 fn with_next(

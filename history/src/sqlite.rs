@@ -14,7 +14,9 @@ use weir_nats::guard::Known;
 use weir_nats::{Author, Door, Message, RoomName, Seq};
 
 use crate::archive::headers_text;
-use crate::archive::{Appended, ArchiveError, Batch, HeldByStream, PageQuery, Quarantined, Rows};
+use crate::archive::{
+    Appended, ArchiveError, Batch, Counted, HeldByStream, PageQuery, Quarantined, Rows,
+};
 use crate::held::Held;
 
 const SCHEMA: &str = include_str!("schema.sql");
@@ -220,6 +222,39 @@ impl Sqlite {
         found
             .map(|offset| offset.map(to_seq))
             .map_err(|error| self.explain(&error))
+    }
+
+    /// How many rows of a room lie in (`after`, `up_to`], and the oldest offset of the newest
+    /// `max_messages` of them. Payloads are not read.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn count(
+        &self,
+        log: &str,
+        room: &RoomName,
+        (after, up_to): (Seq, Seq),
+        max_messages: u64,
+    ) -> Result<Counted, ArchiveError> {
+        let connection = self.reader();
+        let limit = i64::try_from(max_messages).unwrap_or(i64::MAX);
+        let found = room_id(&connection, log, room).and_then(|room| {
+            connection
+                .prepare_cached(
+                    "SELECT count(*), min(offset) FROM (
+                         SELECT offset FROM messages
+                         WHERE room = ?1 AND offset > ?2 AND offset <= ?3
+                         ORDER BY offset DESC LIMIT ?4)",
+                )?
+                .query_row(params![room, to_i64(after), to_i64(up_to), limit], |row| {
+                    let messages: i64 = row.get(0)?;
+                    Ok(Counted {
+                        messages: u64::try_from(messages).unwrap_or(0),
+                        oldest: row.get::<_, Option<i64>>(1)?.map(to_seq),
+                    })
+                })
+        });
+        found.map_err(|error| self.explain(&error))
     }
 
     /// What is in quarantine.

@@ -43,7 +43,8 @@ pub struct WorkerMetrics {
     pub quarantined: AtomicU64,
     /// Offsets at which another message was archived before.
     pub conflicts: AtomicU64,
-    /// Messages that the streams have and the archive does not, at the last look.
+    /// Messages that the streams have and the archive does not, at the last look at each; the sum
+    /// over all streams.
     pub lag_messages: AtomicU64,
 }
 
@@ -118,6 +119,10 @@ impl Worker {
     /// Archives one generation until `stop`; an old one until it is drained.
     async fn follow(self: Arc<Self>, slot: Slot, generation: Generation, stop: CancellationToken) {
         let mut gate = self.guard.gate();
+        let mut lag = Lag {
+            metrics: Arc::clone(&self.metrics),
+            messages: 0,
+        };
         let mut pause = RETRY_FIRST;
         loop {
             let step = async {
@@ -125,7 +130,7 @@ impl Worker {
                 if gate.wait_for(|open| *open).await.is_err() {
                     return Ok(Step::Ended);
                 }
-                self.step(&slot, &generation, &gate).await
+                self.step(&slot, &generation, &gate, &mut lag).await
             };
             let step = tokio::select! {
                 () = stop.cancelled() => return,
@@ -164,6 +169,7 @@ impl Worker {
         slot: &Slot,
         generation: &Generation,
         gate: &watch::Receiver<bool>,
+        lag: &mut Lag,
     ) -> Result<Step, String> {
         let stream = &generation.stream;
         let text = |error: &dyn std::fmt::Display| error.to_string();
@@ -175,8 +181,7 @@ impl Worker {
             .map_or(Seq::ZERO, Held::end)
             .max(generation.from.just_before());
         let before = self.replay.state(stream).await.map_err(|e| text(&e))?;
-        let lag = before.last.get().saturating_sub(held_end.get());
-        self.metrics.lag_messages.store(lag, Ordering::Relaxed);
+        lag.set(before.last.get().saturating_sub(held_end.get()));
         if before.last <= held_end {
             return Ok(self.drained(slot, generation).await);
         }
@@ -235,6 +240,28 @@ impl Worker {
     }
 }
 
+/// One stream's share of [`WorkerMetrics::lag_messages`], taken back when it is no longer followed.
+struct Lag {
+    metrics: Arc<WorkerMetrics>,
+    messages: u64,
+}
+
+impl Lag {
+    fn set(&mut self, messages: u64) {
+        // Wraps on purpose: the sum of all shares is never below zero.
+        let change = messages.wrapping_sub(self.messages);
+        let sum = &self.metrics.lag_messages;
+        sum.fetch_add(change, Ordering::Relaxed);
+        self.messages = messages;
+    }
+}
+
+impl Drop for Lag {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
 enum Step {
     Wrote,
     Nothing,
@@ -279,5 +306,32 @@ fn make_batch(
         refused,
         held,
         created: after.created.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lag_is_the_sum_over_streams() {
+        let metrics = Arc::<WorkerMetrics>::default();
+        let follow = || Lag {
+            metrics: Arc::clone(&metrics),
+            messages: 0,
+        };
+        let sum = || metrics.lag_messages.load(Ordering::Relaxed);
+        let (mut one, mut other) = (follow(), follow());
+        one.set(70);
+        other.set(5);
+        assert_eq!(sum(), 75);
+        one.set(20);
+        other.set(0);
+        assert_eq!(sum(), 20);
+        other.set(3);
+        drop(one);
+        assert_eq!(sum(), 3);
+        drop(other);
+        assert_eq!(sum(), 0);
     }
 }

@@ -349,23 +349,21 @@ impl Replay {
                     .filter(|message| message.seq < end),
             );
             // Only the newest are wanted; a window as large as the page keeps memory bounded.
-            let surplus = messages.len().saturating_sub(max_messages as usize);
-            messages.drain(..surplus);
+            let mut bytes = 0;
+            let fitting = messages.iter().rev().take(max_messages as usize);
+            let fitting = fitting
+                .take_while(|message| {
+                    let fits = bytes == 0 || bytes + message.data.len() <= max_bytes as usize;
+                    bytes += message.data.len();
+                    fits
+                })
+                .count();
+            messages.drain(..messages.len() - fitting);
             if reached_end || !page.more {
                 break;
             }
         }
         messages.reverse();
-        let mut bytes = 0;
-        let fitting = messages
-            .iter()
-            .take_while(|message| {
-                let fits = bytes == 0 || bytes + message.data.len() <= max_bytes as usize;
-                bytes += message.data.len();
-                fits
-            })
-            .count();
-        messages.truncate(fitting);
         Ok(ReplayPage {
             more: (messages.len() as u64) < total,
             messages,

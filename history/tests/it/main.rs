@@ -8,3 +8,4 @@ mod holes;
 mod pages;
 mod rig;
 mod service;
+mod window;

@@ -198,6 +198,17 @@ impl Rig {
         stored
     }
 
+    /// Publishes `count` messages of `bytes` each.
+    pub(crate) async fn publish_big(&self, room: &RoomName, count: usize, bytes: usize) {
+        let data = Bytes::from(vec![b'x'; bytes]);
+        for _ in 0..count {
+            let headers = stamp(room, &author(), &BTreeMap::new(), &unique_id());
+            let subject = room.stored_subject("rooms");
+            let ack = self.js.publish_with_headers(subject, headers, data.clone());
+            ack.await.unwrap().await.unwrap();
+        }
+    }
+
     /// Cuts the stream down to its last `keep` messages, as a limit does.
     pub(crate) async fn trim(&self, keep: i64) {
         let stream = self.js.get_stream(STREAM).await.unwrap();
