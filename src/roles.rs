@@ -7,8 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use futures_util::future::join_all;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_authz::{Action, Grants, NamespaceRules, TokenSettings, Verifier};
@@ -41,6 +44,10 @@ use crate::config::{self, Config};
 const ARCHIVE_RETRY: Duration = Duration::from_secs(1);
 /// Between comparisons of streams that clients cause.
 const SUSPICION_EVERY: Duration = Duration::from_secs(10);
+/// For requests of the native doors that are in hand when the process stops: a publish is answered within 4 s.
+const SERVICES_WITHIN: Duration = Duration::from_secs(5);
+/// For a connection to NATS to be closed properly.
+const LINK_CLOSE_WITHIN: Duration = Duration::from_secs(1);
 /// For a probe to come back.
 const PROBE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -53,6 +60,11 @@ pub struct Roles {
     links: Links,
     guard: Guard,
     tasks: TaskTracker,
+    /// The doors, which answer what they have in hand before they end.
+    services: Vec<JoinHandle<()>>,
+    /// Nothing new is taken: no sockets, no requests.
+    closing: CancellationToken,
+    /// What serves the others ends.
     stop: CancellationToken,
 }
 
@@ -149,7 +161,8 @@ impl Roles {
             Arc::clone(&rates),
             tasks.clone(),
         );
-        spawn_service("door", door.run(stop.clone()), &tasks);
+        let closing = CancellationToken::new();
+        let door = spawn_service("door", door.run(closing.clone()), &tasks);
         let history = HistoryService::new(
             links.door.clone(),
             reader.clone(),
@@ -164,7 +177,7 @@ impl Roles {
             tasks.clone(),
         )
         .with_page(settings.bounds.reply_max_bytes);
-        spawn_service("history", history.run(stop.clone()), &tasks);
+        let history = spawn_service("history", history.run(closing.clone()), &tasks);
         let edge = Arc::new(Edge {
             verifier: verifier(config),
             settings,
@@ -184,6 +197,8 @@ impl Roles {
             links,
             guard,
             tasks,
+            services: vec![door, history],
+            closing,
             stop,
         })
     }
@@ -192,7 +207,7 @@ impl Roles {
     pub fn accept(&self, listener: TcpListener, page: axum::Router) {
         let router = page.merge(server::router(Arc::clone(&self.edge)));
         let edge = Arc::clone(&self.edge);
-        let stop = self.edge.draining.clone();
+        let stop = self.closing.clone();
         self.tasks
             .spawn(server::serve(listener, router, edge, stop));
     }
@@ -293,16 +308,50 @@ impl Roles {
         figures
     }
 
-    /// Lets sockets go (3001), waits for what is under way, and stops the roles.
+    /// Takes nothing new, answers what is under way, lets sockets go (3001), and stops the roles; all of it within
+    /// `within` and a moment.
     pub async fn stop(self, within: Duration) {
+        let deadline = Instant::now() + within;
+        let services_deadline = deadline.min(Instant::now() + SERVICES_WITHIN);
+        self.closing.cancel();
+        // Sockets learn of their publishes before they are sent away.
+        if timeout_at(deadline, self.edge.publisher.settled())
+            .await
+            .is_err()
+        {
+            tracing::warn!("publishes were cut short");
+        }
         self.edge.draining.cancel();
-        let deadline = tokio::time::Instant::now() + within;
-        while self.edge.metrics.connections.value() > 0 && tokio::time::Instant::now() < deadline {
+        while self.edge.metrics.connections.value() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        if timeout_at(services_deadline, join_all(self.services))
+            .await
+            .is_err()
+        {
+            tracing::warn!("requests at the native door were cut short");
+        }
         self.stop.cancel();
-        drop(self.edge);
-        self.tasks.close();
+        let Links {
+            live, reads, door, ..
+        } = &self.links;
+        join_all([live, reads, door].map(close)).await;
+    }
+}
+
+/// Sends what is to be sent and ends a connection, so that neither side takes its end for a loss.
+async fn close(client: &async_nats::Client) {
+    let closed = async {
+        client.flush().await.map_err(|error| error.to_string())?;
+        client.drain().await.map_err(|error| error.to_string())?;
+        // Nothing is answered any more once it is closed.
+        while client.flush().await.is_ok() {}
+        Ok::<(), String>(())
+    };
+    match tokio::time::timeout(LINK_CLOSE_WITHIN, closed).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(error, "nats connection was closed before"),
+        Err(_) => tracing::debug!("nats connection is not closed in time"),
     }
 }
 
@@ -310,12 +359,12 @@ fn spawn_service(
     name: &'static str,
     service: impl Future<Output = Result<(), async_nats::SubscribeError>> + Send + 'static,
     tasks: &TaskTracker,
-) {
+) -> JoinHandle<()> {
     tasks.spawn(async move {
         if let Err(error) = service.await {
             tracing::error!(name, %error, "service ended");
         }
-    });
+    })
 }
 
 async fn open_archive(path: &Path) -> Result<Archive, StartError> {
@@ -341,9 +390,9 @@ fn saw(guard: Guard, wake: Arc<Notify>) -> Saw {
 /// A client's position above the stream's end closes the gate for a comparison, so clients may cause
 /// that only so often.
 fn suspect(guard: Guard) -> Box<dyn Fn(&str) + Send + Sync> {
-    let last = std::sync::Mutex::new(None::<tokio::time::Instant>);
+    let last = std::sync::Mutex::new(None::<Instant>);
     Box::new(move |stream| {
-        let now = tokio::time::Instant::now();
+        let now = Instant::now();
         let mut last = last
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -374,7 +423,7 @@ fn history_policy(
     rates: Arc<UserRates>,
 ) -> weir_history::service::Policy {
     Arc::new(move |user: &str, room: &RoomName| {
-        if !rates.take(user, tokio::time::Instant::now()) {
+        if !rates.take(user, Instant::now()) {
             return Err((111, "requests come too fast (door.rate_limit)"));
         }
         let namespace = settings.namespace(room).ok_or((102, "unknown channel"))?;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use async_nats::{Client, HeaderMap, Message};
+use async_nats::{Client, HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use serde_json::json;
@@ -94,7 +94,8 @@ impl NativeDoor {
         }
     }
 
-    /// Takes `say.<user>.<ns>.<id>` requests until `stop`.
+    /// Takes `say.<user>.<ns>.<id>` requests until `stop`, and returns when those in hand are
+    /// answered. While NATS is away it may not return.
     ///
     /// # Errors
     /// When the subscription cannot be made.
@@ -105,18 +106,36 @@ impl NativeDoor {
             .await?;
         loop {
             let request = tokio::select! {
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => break,
                 request = requests.next() => request,
             };
             let Some(request) = request else {
                 return Ok(());
             };
-            self.metrics.door_requests.add_one();
             self.take(request);
+        }
+        self.finish(requests).await;
+        Ok(())
+    }
+
+    /// Asks for no more requests, and waits until those that came are answered.
+    async fn finish(&self, mut requests: Subscriber) {
+        if let Err(error) = requests.drain().await {
+            tracing::debug!(%error, "door's subscription was gone");
+        }
+        while let Some(request) = requests.next().await {
+            self.take(request);
+        }
+        // Each answer that left brings its permit back.
+        let all = u32::try_from(self.settings.door.in_flight_max).unwrap_or(u32::MAX);
+        drop(self.in_flight.acquire_many(all).await);
+        if let Err(error) = self.client.flush().await {
+            tracing::debug!(%error, "door's last answers not flushed");
         }
     }
 
     fn take(&self, request: Message) {
+        self.metrics.door_requests.add_one();
         let Some(user) = request
             .subject
             .split('.')

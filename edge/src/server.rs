@@ -10,6 +10,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
@@ -29,10 +30,20 @@ const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 const HEADERS_MAX_BYTES: usize = 16 << 10;
 /// After an accept that failed, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Sockets at a time that have not upgraded, whatever the limit of connections; more are refused.
+const HTTP_SOCKETS_MAX: usize = 10_000;
 /// Refused sockets that are told so at a time; more are dropped.
 const REFUSED_MAX: usize = 64;
 /// For a refused peer to read why.
 const REFUSED_WITHIN: Duration = Duration::from_secs(1);
+
+/// The place of a socket among `client.connection_limit`, from accept to its end. Each request of the
+/// socket carries it, so that the upgraded socket keeps it.
+#[derive(Clone)]
+struct Admitted {
+    /// `None` where places are not counted.
+    _place: Option<Arc<OwnedSemaphorePermit>>,
+}
 
 /// `/connection/websocket` of an edge; merge it into the public router.
 pub fn router(edge: Arc<Edge>) -> Router {
@@ -55,6 +66,9 @@ pub async fn serve(
     };
     let mut arrivals = Bucket::full(rate, Instant::now());
     let refused = Arc::new(Semaphore::new(REFUSED_MAX));
+    let before_upgrade = Arc::new(Semaphore::new(HTTP_SOCKETS_MAX));
+    let limit = edge.settings.client.connection_limit;
+    let places = (limit > 0).then(|| Arc::new(Semaphore::new(limit)));
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -68,17 +82,22 @@ pub async fn serve(
                 continue;
             }
         };
-        let limit = edge.settings.client.connection_limit;
-        let open = usize::try_from(edge.metrics.connections.value()).unwrap_or(0);
-        let is_full = limit > 0 && open >= limit;
-        if is_full || !arrivals.take(rate, Instant::now()) {
+        let http = Arc::clone(&before_upgrade).try_acquire_owned().ok();
+        let admitted = http
+            .and_then(|http| Some((http, admit(places.as_ref())?)))
+            .filter(|_| arrivals.take(rate, Instant::now()));
+        let Some((http, admitted)) = admitted else {
             edge.metrics.connections_refused.add_one();
             if let Ok(permit) = Arc::clone(&refused).try_acquire_owned() {
                 edge.tasks.spawn(refuse(socket, permit));
             }
             continue;
-        }
-        let service = TowerToHyperService::new(router.clone());
+        };
+        let router = TowerToHyperService::new(router.clone());
+        let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(admitted.clone());
+            router.call(request)
+        });
         edge.tasks.spawn(async move {
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -90,8 +109,18 @@ pub async fn serve(
             if let Err(error) = served {
                 tracing::debug!(%error, "http connection ended");
             }
+            drop(http);
         });
     }
+}
+
+/// A place for one more socket, if there is one.
+fn admit(places: Option<&Arc<Semaphore>>) -> Option<Admitted> {
+    let place = match places {
+        None => None,
+        Some(places) => Some(Arc::new(Arc::clone(places).try_acquire_owned().ok()?)),
+    };
+    Some(Admitted { _place: place })
 }
 
 /// Over a limit: HTTP 503, so that a load balancer or a client tries elsewhere or later. What the peer
@@ -145,6 +174,7 @@ async fn upgrade(State(edge): State<Arc<Edge>>, mut request: Request) -> Respons
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
     let upgrade = hyper::upgrade::on(&mut request);
+    let admitted = request.extensions_mut().remove::<Admitted>();
     let protocol = websocket::choose_protocol(request.headers());
     let task_edge = Arc::clone(&edge);
     edge.tasks.spawn(async move {
@@ -159,6 +189,7 @@ async fn upgrade(State(edge): State<Arc<Edge>>, mut request: Request) -> Respons
         let socket = parts.io.into_inner();
         prepare(&socket, edge.settings.bounds.kernel_unsent_max_bytes);
         Box::pin(connection::run(edge, socket, parts.read_buf)).await;
+        drop(admitted);
     });
     let mut response = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)

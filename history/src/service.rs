@@ -113,7 +113,8 @@ impl HistoryService {
         }
     }
 
-    /// Answers until `stop`.
+    /// Answers until `stop`, and returns when the requests in hand are answered. While NATS is away
+    /// it may not return.
     ///
     /// # Errors
     /// When a subscription cannot be made.
@@ -126,17 +127,37 @@ impl HistoryService {
         let mut all = futures_util::stream::select(requests, discovery);
         loop {
             let request = tokio::select! {
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => break,
                 request = all.next() => request,
             };
             let Some(request) = request else {
                 return Ok(());
             };
-            if request.subject.starts_with("$SRV.") {
-                self.describe(&request);
-            } else {
-                self.take(request);
+            self.take_any(request);
+        }
+        let (requests, discovery) = all.get_mut();
+        for subscription in [requests, discovery] {
+            if let Err(error) = subscription.drain().await {
+                tracing::debug!(%error, "history's subscription was gone");
             }
+        }
+        while let Some(request) = all.next().await {
+            self.take_any(request);
+        }
+        // Each answer that left brings its permit back.
+        let permits = u32::try_from(IN_FLIGHT_MAX).expect("a small constant");
+        drop(self.in_flight.acquire_many(permits).await);
+        if let Err(error) = self.client.flush().await {
+            tracing::debug!(%error, "last history answers not flushed");
+        }
+        Ok(())
+    }
+
+    fn take_any(&self, request: Message) {
+        if request.subject.starts_with("$SRV.") {
+            self.describe(&request);
+        } else {
+            self.take(request);
         }
     }
 
@@ -157,8 +178,8 @@ impl HistoryService {
         let service = self.clone();
         let permit = Arc::clone(&self.in_flight).try_acquire_owned();
         self.tasks.spawn(async move {
-            let answer = match permit {
-                Ok(_permit) => service.answer(&user, &request).await,
+            let answer = match &permit {
+                Ok(_) => service.answer(&user, &request).await,
                 Err(_) => Err((111, "too many requests".to_owned())),
             };
             let answer = answer.unwrap_or_else(|(code, message)| {
@@ -167,6 +188,7 @@ impl HistoryService {
                 json!({ "error": error }).to_string()
             });
             service.send(reply, answer).await;
+            drop(permit);
         });
     }
 

@@ -38,6 +38,8 @@ pub const ANSWER_WITHIN: Duration = Duration::from_secs(4);
 const ANSWER_MARGIN: Duration = Duration::from_millis(100);
 /// Room for headers that a payload leaves below the server's `max_payload`.
 const HEADERS_MAX_BYTES: usize = 4_096;
+/// Between looks at whether all is answered.
+const SETTLED_POLL: Duration = Duration::from_millis(10);
 /// Rooms named for a resync that a slow listener may be behind.
 const RESYNC_MAX: usize = 1_024;
 
@@ -184,6 +186,20 @@ impl Publisher {
     pub fn waiting_bytes(&self) -> usize {
         let queues = self.0.slots.values().flatten();
         queues.map(|queue| queue.waiting_bytes()).sum()
+    }
+
+    /// Waits until every message that was taken before this call is answered, which is within
+    /// [`ANSWER_WITHIN`]. Those taken later are not waited for.
+    pub async fn settled(&self) {
+        let queues = self.0.slots.values().flatten();
+        let mut open: Vec<_> = queues.flat_map(|queue| queue.held()).collect();
+        loop {
+            open.retain(|ticket| ticket.upgrade().is_some_and(|ticket| !ticket.is_told()));
+            if open.is_empty() {
+                return;
+            }
+            tokio::time::sleep(SETTLED_POLL).await;
+        }
     }
 
     /// Takes a message. Never waits; keeps the order of calls within a stream; `done` is called

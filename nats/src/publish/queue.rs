@@ -2,7 +2,7 @@
 //! time. Never: NATS.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -61,6 +61,8 @@ struct State {
     done: Option<Done>,
     /// Set before the first byte of it may be sent, unset when it surely was not stored.
     sent: bool,
+    /// Set once the caller has heard.
+    told: bool,
 }
 
 impl Ticket {
@@ -74,6 +76,7 @@ impl Ticket {
         let state = State {
             done: Some(outgoing.done),
             sent: false,
+            told: false,
         };
         Self {
             room: outgoing.room,
@@ -97,6 +100,7 @@ impl Ticket {
         let done = self.state().done.take();
         if let Some(done) = done {
             done(outcome);
+            self.state().told = true;
         }
     }
 
@@ -117,6 +121,11 @@ impl Ticket {
         self.state().done.is_none()
     }
 
+    /// True once the caller's `done` has returned.
+    pub(super) fn is_told(&self) -> bool {
+        self.state().told
+    }
+
     /// Answers it if its time is up: what was never sent is refused, what was sent is unknown.
     fn expire(&self) {
         let (done, sent) = {
@@ -129,6 +138,7 @@ impl Ticket {
             } else {
                 not_sent("it could not be sent in time")
             });
+            self.state().told = true;
         }
     }
 
@@ -212,6 +222,13 @@ impl SlotQueue {
 
     pub(super) fn waiting_bytes(&self) -> usize {
         self.inner().waiting_bytes
+    }
+
+    /// What was taken and not let go yet.
+    pub(super) fn held(&self) -> Vec<Weak<Ticket>> {
+        let inner = self.inner();
+        let held = inner.in_flight.iter().chain(&inner.waiting);
+        held.map(Arc::downgrade).collect()
     }
 
     /// What goes together next, once there is something.
