@@ -28,10 +28,11 @@ async fn one_in_five_acknowledgements_is_lost_and_each_message_is_stored_once() 
         rig.write(&format!("writer{number}"), 40, 100);
     }
     rig.bot(20, 100).await;
-    let wanted = either(15, 200);
+    // Each costs the time in which an acknowledgement may come, 2 s.
+    let wanted = either(15, 100);
     until(
         "acknowledgements were lost",
-        Duration::from_secs(240),
+        Duration::from_secs(60 + 5 * wanted as u64),
         async || lost.count() >= wanted,
     )
     .await;

@@ -150,7 +150,7 @@ async fn a_short_stop_keeps_the_socket_and_a_long_one_ends_in_no_pong() {
     let bytes = either(12, 50) * MEGABYTE;
     let rig = Rig::servers(1, false, |config| {
         config.client.push_str(&format!(
-            "ping_interval = \"{ping}s\"\npong_timeout = \"{pong}s\"\n"
+            "ping_interval = \"{ping}s\"\npong_timeout = \"{pong}s\"\ncommand_rate_limit = 0\n"
         ));
     })
     .await;
