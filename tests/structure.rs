@@ -45,6 +45,8 @@ fn pure_files_name_no_runtime_and_no_clock() {
         "edge/src/websocket.rs",
         "edge/src/protocol/mod.rs",
         "edge/src/protocol/json.rs",
+        "edge/src/protocol/json/decode.rs",
+        "edge/src/protocol/json/encode.rs",
         "edge/src/protocol/code.rs",
     ];
     for file in pure {

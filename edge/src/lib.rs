@@ -1,5 +1,6 @@
 //! Sockets, sessions, rooms and fan-out: what a browser meets; and the native door.
 
+mod answers;
 mod catch_up;
 pub mod connection;
 pub mod door;
