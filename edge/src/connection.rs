@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_authz::{Permit, Verifier};
 use weir_history::Reader;
-use weir_nats::publish::{Outgoing, Publisher};
+use weir_nats::publish::{ANSWER_WITHIN, Outgoing, Publisher};
 use weir_nats::{Author, Door, Placements};
 
 use crate::answers::{publish_reply, read_history, rpc_reply};
@@ -40,6 +40,8 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
 /// After a room was unavailable, joins of the same connection fail at once for this long.
 const UNAVAILABLE_FOR: Duration = Duration::from_secs(1);
+/// Between looks whether a connection that is let go has its answers.
+const LEAVE_LOOK: Duration = Duration::from_millis(20);
 /// A Close frame is sent if no more than this waits before it.
 const CLOSE_BEHIND_MAX_BYTES: usize = 4_096;
 
@@ -94,6 +96,8 @@ struct Connection {
 #[derive(Default)]
 struct Slow {
     running: AtomicUsize,
+    /// Publishes that are not answered yet.
+    publishing: AtomicUsize,
     /// One page of history at a time is in memory for a connection.
     history: tokio::sync::Mutex<()>,
 }
@@ -222,11 +226,19 @@ impl Connection {
                 return end;
             }
             let link = Arc::clone(&self.link);
-            let can_read =
-                self.joining.is_none() && self.commands.is_empty() && link.outbox.has_reply_room();
+            // On its way out it takes no more, but answers what it has taken.
+            let is_leaving = leave_at.is_some_and(|at| Instant::now() >= at);
+            let can_read = !is_leaving
+                && self.joining.is_none()
+                && self.commands.is_empty()
+                && link.outbox.has_reply_room();
             let deadline = self.session.deadline();
             let deadline = self.stuck_at().map_or(deadline, |at| deadline.min(at));
-            let deadline = leave_at.map_or(deadline, |at| deadline.min(at));
+            let deadline = match leave_at {
+                Some(_) if is_leaving => deadline.min(Instant::now() + LEAVE_LOOK),
+                Some(at) => deadline.min(at),
+                None => deadline,
+            };
             tokio::select! {
                 biased;
                 joined = join_of(&mut self.joining), if self.joining.is_some() => {
@@ -256,7 +268,10 @@ impl Connection {
                 }
                 () = tokio::time::sleep_until(deadline) => {
                     let now = Instant::now();
-                    if leave_at.is_some_and(|at| now >= at) {
+                    if let Some(at) = leave_at.filter(|at| now >= *at)
+                        && (self.slow.publishing.load(Ordering::Acquire) == 0
+                            || now >= at + ANSWER_WITHIN)
+                    {
                         return End::Close(DisconnectCode::SHUTDOWN);
                     }
                     if self.stuck.is_some_and(|(_, at)| now >= at) {
@@ -470,6 +485,8 @@ impl Connection {
 
     fn publish(&self, id: u32, permit: &Permit, log: String, data: Bytes) {
         let (link, metrics) = (Arc::clone(&self.link), Arc::clone(&self.edge.metrics));
+        let slow = Arc::clone(&self.slow);
+        slow.publishing.fetch_add(1, Ordering::AcqRel);
         self.edge.publisher.submit(Outgoing {
             room: permit.room().clone(),
             log,
@@ -477,7 +494,10 @@ impl Connection {
             tags: BTreeMap::new(),
             data,
             key: None,
-            done: Box::new(move |outcome| link.reply(&publish_reply(id, &outcome, &metrics))),
+            done: Box::new(move |outcome| {
+                link.reply(&publish_reply(id, &outcome, &metrics));
+                slow.publishing.fetch_sub(1, Ordering::AcqRel);
+            }),
         });
     }
 
