@@ -3,9 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests, outside of #[test]")]
 
+#[path = "../support/ports.rs"]
+mod ports;
+
+pub(crate) use ports::free_port;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -15,15 +19,6 @@ use tempfile::TempDir;
 
 /// Longer than any of these steps takes on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A port that was free a moment ago.
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
 
 /// Waits for a condition.
 pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {

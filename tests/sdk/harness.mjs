@@ -43,13 +43,12 @@ export async function until(what, look, timeoutMs = 20_000) {
   }
 }
 
+// Below the range of outgoing connections: the port of a server that is down for a moment must not be taken by a client of its own.
 const freePort = () => new Promise((found, failed) => {
+  const port = 10_000 + Math.floor(Math.random() * 22_000);
   const server = createServer();
-  server.once("error", failed);
-  server.listen(0, "127.0.0.1", () => {
-    const { port } = server.address();
-    server.close(() => found(port));
-  });
+  server.once("error", (error) => error.code === "EADDRINUSE" ? found(freePort()) : failed(error));
+  server.listen(port, "127.0.0.1", () => server.close(() => found(port)));
 });
 
 // What must not outlive this process, however it ends: `stop` of each is synchronous and harmless when repeated.

@@ -1,8 +1,10 @@
 //! Knows: a nats-server of the test's own, an archive in a temporary folder, a worker that can be
 //! started and killed. Never: what is asserted.
 
+#[path = "../../../tests/support/ports.rs"]
+mod ports;
+
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -82,9 +84,7 @@ fn nats_server() -> PathBuf {
 impl Rig {
     pub(crate) async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
+        let port = ports::free_port();
         let server = Command::new(nats_server())
             .args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"])
             .arg(folder.path().join("nats"))

@@ -6,10 +6,13 @@
     reason = "each test file is a crate of its own, uses a part of this, and is public to nobody"
 )]
 
+#[path = "../../../tests/support/ports.rs"]
+mod ports;
 pub mod proxy;
 
+use ports::free_port;
+
 use std::collections::{BTreeMap, HashMap};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -55,11 +58,6 @@ fn binary() -> PathBuf {
     } else {
         "nats-server".into()
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 impl Server {

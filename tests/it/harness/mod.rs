@@ -3,6 +3,8 @@
 
 pub(crate) mod client;
 pub(crate) mod nats;
+#[path = "../../support/ports.rs"]
+mod ports;
 pub(crate) mod reader;
 pub(crate) mod record;
 pub(crate) mod rig;
@@ -10,9 +12,7 @@ pub(crate) mod scan;
 pub(crate) mod weir;
 pub(crate) mod writer;
 
-use std::collections::HashSet;
-use std::net::TcpListener;
-use std::sync::{LazyLock, Mutex};
+pub(crate) use ports::free_port;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -63,18 +63,6 @@ pub(crate) fn long() -> bool {
 /// `short` in `make test`, `whole` in `make test-long`.
 pub(crate) fn either<T>(short: T, whole: T) -> T {
     if long() { whole } else { short }
-}
-
-/// A port that nobody listens on, and that this process has not given away before.
-pub(crate) fn free_port() -> u16 {
-    static GIVEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
-    loop {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        if GIVEN.lock().unwrap().insert(port) {
-            return port;
-        }
-    }
 }
 
 /// Two cores: tests that load the machine take turns.
