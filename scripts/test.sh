@@ -53,7 +53,10 @@ export WEIR_NATS_SERVER=$nats_server
 step format cargo fmt --all --check
 step clippy cargo clippy --workspace --all-targets --locked -- -D warnings
 step doc env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
-step cargo cargo test --workspace --locked --no-fail-fast
+# The longest tests are ignored unless asked for.
+long=()
+if [ "${WEIR_TEST_LONG:-}" = 1 ]; then long=(-- --include-ignored); fi
+step cargo cargo test --workspace --locked --no-fail-fast ${long[@]+"${long[@]}"}
 
 if [ -f tests/sdk/package.json ]; then
   step sdk-install sdk_ready
