@@ -11,7 +11,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::header;
 use axum::routing::get;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::RwLock;
 use tokio::time::{sleep, timeout};
@@ -23,8 +23,6 @@ use crate::data_dir::{DataDir, DataDirError};
 use crate::nats_server::{Files, NatsServer, NatsServerError};
 use crate::roles::Roles;
 
-/// Connections that wait to be accepted.
-const LISTEN_QUEUE_MAX: u32 = 4_096;
 const START_PAUSE_MIN: Duration = Duration::from_millis(250);
 const START_PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -240,7 +238,7 @@ async fn bind(
         key,
         source,
     };
-    let listener = listen(address).map_err(failed)?;
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok(Bound { listener, address })
 }
@@ -327,17 +325,4 @@ fn demo_lines(text: &mut String, config: &Config, server: &NatsServer) -> std::f
         text,
         "  data       {data}\n\nCtrl-C stops Weir, then its nats-server.\n"
     )
-}
-
-/// Tokio's own queue is 1,024: in a reconnect storm the rest would come a second later, when TCP
-/// repeats their requests. The system's limit (`net.core.somaxconn`) applies as well.
-fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    // A server that was stopped a moment ago must not hold up its successor.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(LISTEN_QUEUE_MAX)
 }

@@ -25,9 +25,8 @@ use crate::held::{Held, proven};
 const BATCH_MAX_MESSAGES: u32 = 1_000;
 /// Between looks at a stream that had nothing new; a publish of this process wakes it sooner.
 const IDLE_PAUSE: Duration = Duration::from_millis(250);
-/// After a wake-up, so that messages of the same moment share a transaction: 10 ms cost a lone
-/// publisher nearly twice the CPU in Weir and half more in nats-server.
-const GATHER: Duration = Duration::from_millis(50);
+/// After a wake-up, so that messages of the same moment share a transaction.
+const GATHER: Duration = Duration::from_millis(10);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 
