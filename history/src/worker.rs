@@ -26,7 +26,7 @@ const BATCH_MAX_MESSAGES: u32 = 1_000;
 /// Between looks at a stream that had nothing new; a publish of this process wakes it sooner.
 const IDLE_PAUSE: Duration = Duration::from_millis(250);
 /// After a wake-up, so that messages of the same moment share a transaction.
-const GATHER: Duration = Duration::from_millis(10);
+const GATHER: Duration = Duration::from_millis(50);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 
@@ -137,7 +137,11 @@ impl Worker {
                 step = step => step,
             };
             let wait = match step {
-                Ok(Step::Wrote) => {
+                Ok(Step::WroteAll) => {
+                    pause = RETRY_FIRST;
+                    GATHER
+                }
+                Ok(Step::WroteSome) => {
                     pause = RETRY_FIRST;
                     continue;
                 }
@@ -196,6 +200,7 @@ impl Worker {
         if !*gate.borrow() || after.created != before.created {
             return Ok(Step::Nothing);
         }
+        let is_whole = page.last().is_none_or(|one| one.seq >= before.last);
         let batch = make_batch(slot, generation, held_end, page, &before, &after);
         let has_rows = !batch.rows.is_empty() || !batch.refused.is_empty();
         let appended = self.archive.append(batch).await.map_err(|e| text(&e))?;
@@ -212,7 +217,11 @@ impl Worker {
             tracing::error!(%stream, offsets = ?appended.conflicts, "other messages were archived at these offsets");
             self.guard.suspect(stream);
         }
-        Ok(if has_rows { Step::Wrote } else { Step::Nothing })
+        Ok(match (has_rows, is_whole) {
+            (false, _) => Step::Nothing,
+            (true, true) => Step::WroteAll,
+            (true, false) => Step::WroteSome,
+        })
     }
 
     /// Everything is archived. An old generation is then taken off the placement.
@@ -263,7 +272,10 @@ impl Drop for Lag {
 }
 
 enum Step {
-    Wrote,
+    /// All that there was.
+    WroteAll,
+    /// A batch: there is more.
+    WroteSome,
     Nothing,
     Ended,
 }
