@@ -6,7 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_nats::header::HeaderValue;
 use async_nats::{Client, HeaderMap};
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_authz::{Permit, Verifier};
 use weir_history::Reader;
+use weir_nats::ambient::{random, since_1970};
 use weir_nats::publish::{ANSWER_WITHIN, Outgoing, Publisher};
 use weir_nats::{Author, Door, Placements};
 
@@ -597,10 +598,7 @@ async fn join_of(joining: &mut Option<Joining>) -> (Join, Result<Joined, JoinErr
 }
 
 fn now() -> Now {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    let unix_s = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+    let unix_s = i64::try_from(since_1970().as_secs()).unwrap_or(i64::MAX);
     Now {
         instant: Instant::now(),
         unix_s,
@@ -609,8 +607,7 @@ fn now() -> Now {
 
 /// A random (version 4) UUID.
 fn random_uuid() -> String {
-    let mut bytes = [0_u8; 16];
-    getrandom::fill(&mut bytes).expect("the system's random source works");
+    let mut bytes: [u8; 16] = random();
     bytes[6] = (bytes[6] & 0x0f) | 0x40;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;
     let hex = data_encoding::HEXLOWER.encode(&bytes);

@@ -2,7 +2,7 @@
 //! Never: sockets, commands of the client protocol. The decisions are `room.rs`'s.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_nats::Subscriber;
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use futures_util::StreamExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use weir_history::Window;
+use weir_nats::ambient::now_ms;
 use weir_nats::placement::Place;
 use weir_nats::{Delivery, Epoch, Message, RoomName, Seq};
 
@@ -670,13 +671,6 @@ impl RoomTask {
         let now = self.shared.placements.place(&mine.log, &self.name);
         now.is_some_and(|now| now.current().stream != mine.current().stream)
     }
-}
-
-pub(crate) fn now_ms() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn to_i64(bytes: usize) -> i64 {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 use weir_authz::{Action, Denied, Grants, Permit, TokenError, Verifier};
+use weir_nats::ambient::random;
 use weir_nats::{RoomName, Seq};
 
 use crate::door::check_format;
@@ -733,7 +734,5 @@ fn version() -> String {
 
 /// Evenly at random, up to a duration.
 pub(crate) fn random_part(up_to: Duration) -> Duration {
-    let mut bytes = [0; 4];
-    getrandom::fill(&mut bytes).expect("the system's random source works");
-    up_to.mul_f64(f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX))
+    up_to.mul_f64(f64::from(u32::from_be_bytes(random())) / f64::from(u32::MAX))
 }

@@ -177,17 +177,7 @@ impl Archive {
     /// When they cannot be read.
     pub async fn page(&self, query: PageQuery) -> Result<Rows, ArchiveError> {
         match self {
-            Self::Sqlite(sqlite) => {
-                // Waits here and not on a blocking thread, of which the writer needs one.
-                let turn = Arc::clone(sqlite.reads()).acquire_owned().await;
-                let sqlite = Arc::clone(sqlite);
-                tokio::task::spawn_blocking(move || {
-                    let _turn = turn;
-                    sqlite.page(&query)
-                })
-                .await
-                .map_err(panicked)?
-            }
+            Self::Sqlite(sqlite) => read(sqlite, move |sqlite| sqlite.page(&query)).await,
         }
     }
 
@@ -203,14 +193,10 @@ impl Archive {
     ) -> Result<Option<Seq>, ArchiveError> {
         match self {
             Self::Sqlite(sqlite) => {
-                let turn = Arc::clone(sqlite.reads()).acquire_owned().await;
-                let sqlite = Arc::clone(sqlite);
-                tokio::task::spawn_blocking(move || {
-                    let _turn = turn;
+                read(sqlite, move |sqlite| {
                     sqlite.older_than(&log, &room, time_ms)
                 })
                 .await
-                .map_err(panicked)?
             }
         }
     }
@@ -228,14 +214,10 @@ impl Archive {
     ) -> Result<Counted, ArchiveError> {
         match self {
             Self::Sqlite(sqlite) => {
-                let turn = Arc::clone(sqlite.reads()).acquire_owned().await;
-                let sqlite = Arc::clone(sqlite);
-                tokio::task::spawn_blocking(move || {
-                    let _turn = turn;
+                read(sqlite, move |sqlite| {
                     sqlite.count(&log, &room, (after, up_to), max_messages)
                 })
                 .await
-                .map_err(panicked)?
             }
         }
     }
@@ -300,4 +282,18 @@ fn panicked(error: tokio::task::JoinError) -> ArchiveError {
         reason: format!("its task failed: {error}"),
         temporary: true,
     }
+}
+
+/// Reads on a blocking thread. Turns are waited for here and not there, as the writer needs one.
+async fn read<T: Send + 'static>(
+    sqlite: &Arc<Sqlite>,
+    work: impl FnOnce(&Sqlite) -> Result<T, ArchiveError> + Send + 'static,
+) -> Result<T, ArchiveError> {
+    let turn = Arc::clone(sqlite.reads()).acquire_owned().await;
+    let sqlite = Arc::clone(sqlite);
+    let read = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        work(&sqlite)
+    });
+    read.await.map_err(panicked)?
 }

@@ -1,10 +1,11 @@
 //! Knows: THE read path: one order over archive and stream, and what it proves. Never: SQL, frames.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use moka::future::Cache;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use weir_nats::ambient::now_ms;
 use weir_nats::placement::{Generation, Place};
 use weir_nats::replay::{Replay, ReplayError, StreamState};
 use weir_nats::{Message, Position, RoomName, Seq};
@@ -724,11 +725,4 @@ fn lowest(place: &Place) -> Seq {
         .generations
         .first()
         .map_or(Seq::ZERO, |oldest| oldest.from.just_before())
-}
-
-fn now_ms() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

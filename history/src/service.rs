@@ -16,6 +16,7 @@ use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use weir_nats::ambient::random;
 use weir_nats::message::{header, last};
 use weir_nats::placement::Place;
 use weir_nats::subject::user_from_token;
@@ -87,9 +88,7 @@ impl HistoryService {
         may_answer: MayAnswer,
         tasks: TaskTracker,
     ) -> Self {
-        let mut id = [0; 8];
-        getrandom::fill(&mut id).expect("the system's random source works");
-        let id = data_encoding::HEXLOWER.encode(&id);
+        let id = data_encoding::HEXLOWER.encode(&random::<8>());
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
         Self {
             client,

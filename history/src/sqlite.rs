@@ -10,6 +10,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::{Semaphore, watch};
+use weir_nats::ambient::random;
 use weir_nats::guard::Known;
 use weir_nats::{Author, Door, Message, RoomName, Seq};
 
@@ -603,9 +604,7 @@ fn to_seq(value: i64) -> Seq {
 }
 
 fn random_id() -> String {
-    let mut bytes = [0; 10];
-    getrandom::fill(&mut bytes).expect("the system's random source works");
     data_encoding::BASE32_NOPAD
-        .encode(&bytes)
+        .encode(&random::<10>())
         .to_ascii_lowercase()
 }

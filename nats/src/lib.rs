@@ -1,5 +1,6 @@
 //! The shared words of Weir (rooms, subjects, offsets, messages) and the only crate that speaks NATS.
 
+pub mod ambient;
 mod barrier;
 pub mod connect;
 pub mod guard;

@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 pub use self::queue::PublishLimits;
 use self::queue::{SlotQueue, Ticket, not_sent};
 use self::sender::Sender;
+use crate::ambient::random;
 use crate::connect::Links;
 use crate::guard::{Guard, Known};
 use crate::message::{Author, stamp};
@@ -237,12 +238,10 @@ impl Publisher {
     }
 }
 
-/// 160 random bits: unguessable, so that nobody can take an id before its message (nats.md §1.4).
+/// 160 random bits: unguessable, so that nobody can take an id before its message.
 fn random_id() -> String {
-    let mut bytes = [0; 20];
-    getrandom::fill(&mut bytes).expect("the system's random source works");
     data_encoding::BASE32_NOPAD
-        .encode(&bytes)
+        .encode(&random::<20>())
         .to_ascii_lowercase()
 }
 

@@ -12,6 +12,7 @@ use futures_util::TryStreamExt as _;
 
 use super::known::{Finding, Known, compare};
 use super::{GuardError, Inner};
+use crate::ambient::random;
 use crate::barrier::{Barrier, EXPECTED_STREAM, barrier};
 use crate::message::{header, last};
 use crate::placement::{Generation, Incident, SlotRecord};
@@ -484,7 +485,5 @@ fn moved_headers(stored: &HeaderMap, to: &str) -> HeaderMap {
 }
 
 fn random_epoch() -> Epoch {
-    let mut bytes = [0; 10];
-    getrandom::fill(&mut bytes).expect("the system's random source works");
-    Epoch::random(bytes)
+    Epoch::random(random())
 }

@@ -5,6 +5,7 @@ use async_nats::jetstream::{Context, kv};
 use bytes::Bytes;
 
 use super::{GuardError, Known};
+use crate::ambient::random;
 use crate::placement::PlacementRecord;
 use crate::stream::{LogConfig, declare_bucket};
 
@@ -125,8 +126,7 @@ impl Record {
             if let Some(secret) = stored.and_then(|bytes| bytes.as_ref().try_into().ok()) {
                 return Ok(secret);
             }
-            let mut secret = [0; 32];
-            getrandom::fill(&mut secret).expect("the system's random source works");
+            let secret: [u8; 32] = random();
             let made = Bytes::copy_from_slice(&secret);
             if self.bucket.create(IDEMPOTENCY_KEY, made).await.is_ok() {
                 return Ok(secret);

@@ -3,13 +3,14 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::queue::{SlotQueue, Ticket, not_sent};
 use super::wire::{Sent, batch, single};
 use super::{Inner, Outcome, Refusal};
+use crate::ambient::now_ms;
 use crate::barrier::{Barrier, barrier};
 use crate::guard::Known;
 use crate::message::Delivery;
@@ -391,15 +392,12 @@ impl Sender {
     }
 
     fn tell(&self, generation: &Generation, seq: Seq, id: &str) {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
         let known = Known {
             created: String::new(),
             seq,
             id: id.to_owned(),
             // The stream gave it an earlier time; what a rolled-back one stores, a later.
-            time_ms: i64::try_from(now.as_millis()).unwrap_or(i64::MAX),
+            time_ms: now_ms(),
         };
         (self.inner.saw)(&generation.stream, known);
     }
