@@ -147,7 +147,7 @@ impl<S> Room<S> {
         self.slots.len() - self.free.len()
     }
 
-    /// Asks: what a live message with this header means. Design §4: a gap is proven by a previous
+    /// Asks: what a live message with this header means. A gap is proven by a previous
     /// *above* what the room has; one *below* proves nothing, as trimming and erasure lower it.
     #[must_use]
     pub fn step(&self, previous: Seq, seq: Seq) -> Step {

@@ -139,7 +139,7 @@ impl RoomTask {
     }
 
     /// Subscribes, then takes the position by requests on the same connection, so the interest is
-    /// there before the position is read (design §4, "Join is a cut").
+    /// there before the position is read (a join is a cut).
     async fn open(&self, recovering: bool) -> Result<(Subscriber, Room<Arc<Link>>), String> {
         let shared = &self.shared;
         let text = |error: &dyn std::fmt::Display| error.to_string();
@@ -534,7 +534,7 @@ impl RoomTask {
         Ok(())
     }
 
-    /// Design §4, "Recovery": the verdict as far as the ring and the stream's last sequence go.
+    /// The verdict as far as the ring and the stream's last sequence go.
     async fn ask_ring(&self, room: &mut Room<Arc<Link>>, since: &Since) -> Result<FromRing, Moved> {
         let Some(place) = &self.place else {
             return Ok(FromRing::Unproven);

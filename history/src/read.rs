@@ -423,7 +423,7 @@ impl Reader {
     }
 
     /// Where a room stands: the last message of it, or the stream's last sequence, which is asked
-    /// *first* (design §1).
+    /// *first*.
     ///
     /// # Errors
     /// When the stream does not answer.
@@ -441,7 +441,7 @@ impl Reader {
         })
     }
 
-    /// Design §4, "Recovery": true only if everything after the position is proven to be in the
+    /// The verdict: true only if everything after the position is proven to be in the
     /// page or to follow it.
     ///
     /// # Errors

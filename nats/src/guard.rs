@@ -1,7 +1,7 @@
 //! Knows: when streams are compared with what is known of them, and when publishes may be handed
 //! over. Never: rooms, clients.
 //!
-//! Design §4, "Epoch guard". The gate is open only while every stream was compared since the last
+//! The gate is open only while every stream was compared since the last
 //! connect, so that nothing is published into a stream that went back in time.
 
 mod fence;

@@ -1,4 +1,4 @@
-//! Knows: room names and every subject string of design §2, both ways. Never: NATS, clocks, rights.
+//! Knows: room names and every subject string, both ways. Never: NATS, clocks, rights.
 
 use std::fmt;
 use std::sync::Arc;

@@ -310,7 +310,7 @@ fn namespace(config: &Config, rules: &mut Rules<'_>, table: &str, options: &Name
             &format!("{table}.history_size"),
             format!("{} is too large a window", options.history_size),
             format!(
-                "write at most {WINDOW_MAX_MESSAGES}, as a read walks the window, or -1 for all that \
+                "write at most {WINDOW_MAX_MESSAGES}, as the messages of a window are counted, or -1 for all that \
                  is kept, which costs nothing"
             ),
         );
