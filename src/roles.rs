@@ -2,7 +2,6 @@
 //! Never: messages, listeners, a nats-server of our own.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +26,7 @@ use weir_edge::settings::{
     Bounds, ClientSettings, DataFormat, DoorSettings, EdgeSettings, Namespace,
 };
 use weir_edge::{server, sweep};
+use weir_history::archive::ArchiveError;
 use weir_history::service::{Access, HistoryService};
 use weir_history::{Archive, Reader, Window, Worker, WorkerMetrics};
 use weir_nats::connect::{ConnectConfig, Credentials, LinkTimes, Links};
@@ -90,7 +90,7 @@ impl Roles {
         let (guard_events, sweep_events) = (links.events(), links.events());
         let js = context(links.live.clone());
         declare_probe(&js).await.map_err(failed)?;
-        let archive = open_archive(&config.archive_path()).await?;
+        let archive = wait_for_archive(config).await?;
         let seeds = archive.known().await.map_err(failed)?;
         let placements = Placements::default();
         let logs: Vec<LogConfig> = config.logs.iter().map(log_config).collect();
@@ -367,9 +367,19 @@ fn spawn_service(
     })
 }
 
-async fn open_archive(path: &Path) -> Result<Archive, StartError> {
+/// Opens the configured archive, or makes it if it is not there.
+///
+/// # Errors
+/// When it cannot be opened now, or ever.
+pub(crate) async fn open_archive(config: &Config) -> Result<Archive, ArchiveError> {
+    match config.archive.kind {
+        config::ArchiveKind::Sqlite => Archive::sqlite(&config.archive_path()).await,
+    }
+}
+
+async fn wait_for_archive(config: &Config) -> Result<Archive, StartError> {
     loop {
-        match Archive::sqlite(path).await {
+        match open_archive(config).await {
             Ok(archive) => return Ok(archive),
             Err(error) if error.temporary => {
                 tracing::warn!(%error, "archive cannot be opened yet; trying again");
@@ -457,7 +467,7 @@ pub fn token_settings(config: &Config) -> TokenSettings {
     }
 }
 
-fn connect_config(config: &Config) -> ConnectConfig {
+pub(crate) fn connect_config(config: &Config) -> ConnectConfig {
     let credentials = |user: &config::NatsUser| Credentials {
         user: user.user.clone(),
         password: user.password.expose().to_owned(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use weir_nats::guard::Known;
 use weir_nats::placement::Generation;
-use weir_nats::{Message, RoomName, Seq};
+use weir_nats::{Author, Door, Message, RoomName, Seq};
 
 use crate::held::Held;
 use crate::sqlite::Sqlite;
@@ -57,6 +57,28 @@ pub struct Quarantined {
     pub data: bytes::Bytes,
     /// Why it is here.
     pub reason: String,
+}
+
+impl Quarantined {
+    /// A message of a room that an archive does not take as a row.
+    #[must_use]
+    pub fn of_row(log: &str, room: &RoomName, message: &Message, reason: String) -> Self {
+        let nobody = Author {
+            user: String::new(),
+            client: String::new(),
+            info: None,
+            door: Door::Socket,
+        };
+        let author = message.author.as_ref().unwrap_or(&nobody);
+        let headers = weir_nats::message::stamp(room, author, &message.tags, &message.id);
+        Self {
+            seq: message.seq,
+            subject: room.stored_subject(log),
+            headers: headers_text(&headers),
+            data: message.data.clone(),
+            reason,
+        }
+    }
 }
 
 /// What an append came to.
@@ -222,24 +244,6 @@ impl Archive {
         }
     }
 
-    /// What is in quarantine, by stream and sequence, at most `max_messages`.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub async fn quarantined(
-        &self,
-        max_messages: u32,
-    ) -> Result<Vec<(String, Quarantined)>, ArchiveError> {
-        match self {
-            Self::Sqlite(sqlite) => {
-                let sqlite = Arc::clone(sqlite);
-                tokio::task::spawn_blocking(move || sqlite.quarantined(max_messages))
-                    .await
-                    .map_err(panicked)?
-            }
-        }
-    }
-
     /// How many pages were read from it since it was opened.
     #[must_use]
     pub fn pages_read(&self) -> u64 {
@@ -285,7 +289,7 @@ fn panicked(error: tokio::task::JoinError) -> ArchiveError {
 }
 
 /// Reads on a blocking thread. Turns are waited for here and not there, as the writer needs one.
-async fn read<T: Send + 'static>(
+pub(crate) async fn read<T: Send + 'static>(
     sqlite: &Arc<Sqlite>,
     work: impl FnOnce(&Sqlite) -> Result<T, ArchiveError> + Send + 'static,
 ) -> Result<T, ArchiveError> {

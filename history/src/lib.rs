@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod held;
+pub mod listing;
 pub mod read;
 pub mod service;
 pub mod sqlite;
