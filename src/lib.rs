@@ -5,6 +5,7 @@
 //! after the archive.
 
 pub mod admin;
+pub mod archive;
 mod archive_cli;
 pub mod check;
 pub mod cli;

@@ -26,7 +26,6 @@ use weir_edge::settings::{
     Bounds, ClientSettings, DataFormat, DoorSettings, EdgeSettings, Namespace,
 };
 use weir_edge::{server, sweep};
-use weir_history::archive::ArchiveError;
 use weir_history::service::{Access, HistoryService};
 use weir_history::{Archive, Reader, Window, Worker, WorkerMetrics};
 use weir_nats::connect::{ConnectConfig, Credentials, LinkTimes, Links};
@@ -90,7 +89,7 @@ impl Roles {
         let (guard_events, sweep_events) = (links.events(), links.events());
         let js = context(links.live.clone());
         declare_probe(&js).await.map_err(failed)?;
-        let archive = wait_for_archive(config).await?;
+        let archive = open_archive(config).await?;
         let seeds = archive.known().await.map_err(failed)?;
         let placements = Placements::default();
         let logs: Vec<LogConfig> = config.logs.iter().map(log_config).collect();
@@ -130,7 +129,8 @@ impl Roles {
             placements.clone(),
             wake,
             Arc::clone(&worker_metrics),
-        );
+        )
+        .among_others(links.live.clone());
         tasks.spawn(worker.run(tasks.clone(), stop.clone()));
 
         let settings = Arc::new(edge_settings(config));
@@ -367,19 +367,9 @@ fn spawn_service(
     })
 }
 
-/// Opens the configured archive, or makes it if it is not there.
-///
-/// # Errors
-/// When it cannot be opened now, or ever.
-pub(crate) async fn open_archive(config: &Config) -> Result<Archive, ArchiveError> {
-    match config.archive.kind {
-        config::ArchiveKind::Sqlite => Archive::sqlite(&config.archive_path()).await,
-    }
-}
-
-async fn wait_for_archive(config: &Config) -> Result<Archive, StartError> {
+async fn open_archive(config: &Config) -> Result<Archive, StartError> {
     loop {
-        match open_archive(config).await {
+        match crate::archive::open(config).await {
             Ok(archive) => return Ok(archive),
             Err(error) if error.temporary => {
                 tracing::warn!(%error, "archive cannot be opened yet; trying again");

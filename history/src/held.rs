@@ -83,7 +83,10 @@ impl Held {
         let mut left = Self::default();
         for (from, to) in &self.0 {
             let mut from = *from;
-            for (a, b) in other.0.iter().filter(|(a, b)| *b >= from && *a <= *to) {
+            for (a, b) in &other.0 {
+                if *b < from || *a > *to {
+                    continue;
+                }
                 if *a > from {
                     left.add(Seq::new(from), Seq::new(a - 1));
                 }

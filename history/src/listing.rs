@@ -119,6 +119,7 @@ impl Archive {
     pub fn about(&self) -> About {
         match self {
             Self::Sqlite(sqlite) => sqlite.about(),
+            Self::Cassandra(cassandra) => cassandra.about(),
         }
     }
 
@@ -129,6 +130,7 @@ impl Archive {
     pub async fn streams(&self) -> Result<Vec<StreamRecord>, ArchiveError> {
         match self {
             Self::Sqlite(sqlite) => read(sqlite, |sqlite| sqlite.streams()).await,
+            Self::Cassandra(cassandra) => cassandra.streams().await,
         }
     }
 
@@ -139,6 +141,7 @@ impl Archive {
     pub async fn held_now(&self) -> Result<HeldByStream, ArchiveError> {
         match self {
             Self::Sqlite(sqlite) => read(sqlite, |sqlite| sqlite.held_now()).await,
+            Self::Cassandra(cassandra) => cassandra.held_now().await,
         }
     }
 
@@ -158,6 +161,7 @@ impl Archive {
                 })
                 .await
             }
+            Self::Cassandra(cassandra) => cassandra.rooms(after.as_deref(), max_rooms).await,
         }
     }
 
@@ -181,6 +185,12 @@ impl Archive {
                 })
                 .await
             }
+            Self::Cassandra(cassandra) => {
+                let after = after.as_ref();
+                cassandra
+                    .rows_of(&log, &room, after, max_messages, max_bytes)
+                    .await
+            }
         }
     }
 
@@ -191,6 +201,7 @@ impl Archive {
     pub async fn totals(&self) -> Result<Totals, ArchiveError> {
         match self {
             Self::Sqlite(sqlite) => read(sqlite, |sqlite| sqlite.totals()).await,
+            Self::Cassandra(cassandra) => cassandra.totals().await,
         }
     }
 
@@ -210,6 +221,7 @@ impl Archive {
                 })
                 .await
             }
+            Self::Cassandra(cassandra) => cassandra.quarantined(after.as_ref(), max_messages).await,
         }
     }
 
@@ -220,6 +232,7 @@ impl Archive {
     pub async fn note(&self, name: String) -> Result<Option<String>, ArchiveError> {
         match self {
             Self::Sqlite(sqlite) => read(sqlite, move |sqlite| sqlite.note(&name)).await,
+            Self::Cassandra(cassandra) => cassandra.note(&name).await,
         }
     }
 
@@ -232,6 +245,7 @@ impl Archive {
             Self::Sqlite(sqlite) => {
                 read(sqlite, move |sqlite| sqlite.leave_note(&name, &text)).await
             }
+            Self::Cassandra(cassandra) => cassandra.leave_note(&name, &text).await,
         }
     }
 }

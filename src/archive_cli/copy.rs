@@ -96,15 +96,14 @@ pub(super) async fn run(loaded: &Loaded, arguments: &Arguments) -> Result<ExitCo
         source,
         target,
         rows: 0,
-        new_rows: 0,
         conflicts: 0,
     };
     copy.is_allowed().await?;
     copy.all().await?;
     let (from, to) = (copy.source.about(), copy.target.about());
     complain(&format!(
-        "{} has all that {} held; {} rows were copied, {} of them were not there before",
-        to.place, from.place, copy.rows, copy.new_rows
+        "{} has all that {} held; {} rows were copied",
+        to.place, from.place, copy.rows
     ));
     if copy.conflicts > 0 {
         complain(&format!(
@@ -120,23 +119,22 @@ struct Copy {
     target: Archive,
     state: State,
     rows: u64,
-    new_rows: u64,
     conflicts: u64,
 }
 
 impl Copy {
     /// The target is empty, or a copy of the same archive.
     async fn is_allowed(&mut self) -> Result<(), Failure> {
-        let (source, target) = (&self.source, &self.target);
-        let place = target.about().place;
-        if source.id() == target.id() {
+        let target = &self.target;
+        let (place, id) = (target.about().place, self.source.about().id);
+        if id == target.about().id {
             return Err(Failure::Config(format!(
                 "{place} is the archive itself: --to-config must name another"
             )));
         }
         let of = patiently(async || target.note(SOURCE_NOTE.into()).await).await?;
         match of {
-            Some(of) if of == source.id() => {
+            Some(of) if of == id => {
                 let state = patiently(async || target.note(STATE_NOTE.into()).await).await?;
                 let state = state.unwrap_or_else(|| "{}".into());
                 self.state = serde_json::from_str(&state).map_err(|error| {
@@ -147,8 +145,7 @@ impl Copy {
             }
             Some(of) => {
                 return Err(failed(format!(
-                    "{place} is a copy of another archive ({of}, and this one is {}): give an empty one",
-                    source.id()
+                    "{place} is a copy of another archive ({of}, and this one is {id}): give an empty one"
                 )));
             }
             None => {
@@ -161,7 +158,6 @@ impl Copy {
                          into it"
                     )));
                 }
-                let id = source.id().to_owned();
                 patiently(async || target.leave_note(SOURCE_NOTE.into(), id.clone()).await).await?;
             }
         }
@@ -205,7 +201,6 @@ impl Copy {
         for (stream, ranges) in &way.held {
             fill.held(stream, Held::from_ranges(ranges.clone())).await?;
         }
-        self.new_rows += fill.new_rows;
         self.conflicts += fill.conflicts;
         self.state = State {
             done: Some(way.held),

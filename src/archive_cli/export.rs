@@ -63,7 +63,7 @@ pub(super) async fn run(loaded: &Loaded, arguments: &Arguments) -> Result<ExitCo
     }
     let header = Header {
         version: VERSION,
-        archive: archive.id().to_owned(),
+        archive: archive.about().id,
         log: arguments.log.clone(),
         room: arguments.room.clone(),
     };

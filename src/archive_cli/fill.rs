@@ -25,9 +25,9 @@ pub(super) struct Fill {
     waiting: HashMap<String, Batch>,
     waiting_messages: usize,
     waiting_bytes: usize,
-    /// Rows that were not there before.
+    /// Rows that were not there before, where the archive says so.
     pub(super) new_rows: u64,
-    /// Messages whose offset another message has; they are in quarantine.
+    /// Messages that had to go into quarantine, as another has their offset.
     pub(super) conflicts: u64,
 }
 
@@ -92,22 +92,30 @@ impl Fill {
         Ok(self.is_due())
     }
 
+    /// `, 7 of them were not there before`, where that is known.
+    pub(super) fn news(&self) -> String {
+        match self.target {
+            Archive::Sqlite(_) => format!(", {} of them were not there before", self.new_rows),
+            Archive::Cassandra(_) => String::new(),
+        }
+    }
+
     /// Writes what waits. It is durable when this returns.
     pub(super) async fn write(&mut self) -> Result<(), Failure> {
         for (_, batch) in self.waiting.drain() {
             let appended = append(&self.target, &batch).await?;
             self.new_rows += appended.rows;
-            if appended.conflicts.is_empty() {
+            // Nothing is written over another message, and nothing is dropped: Cassandra has a row for both.
+            if appended.conflicts.is_empty() || matches!(self.target, Archive::Cassandra(_)) {
                 continue;
             }
-            // Nothing is written over another message, and nothing is dropped.
             self.conflicts += appended.conflicts.len() as u64;
             let refused = batch.rows.iter().filter_map(|(room, message)| {
-                let reason = "another message of this stream is archived at its offset".to_owned();
+                let reason = "another message of this stream is archived at its offset";
                 appended
                     .conflicts
                     .contains(&message.seq)
-                    .then(|| Quarantined::of_row(&batch.log, room, message, reason))
+                    .then(|| Quarantined::of_row(&batch.log, room, message, &reason))
             });
             let kept = Batch {
                 refused: refused.collect(),

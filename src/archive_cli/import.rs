@@ -51,7 +51,7 @@ pub(super) async fn run(loaded: &Loaded, arguments: &Arguments) -> Result<ExitCo
     let mut input = Input::open(&arguments.file)?;
     let header = input.header()?;
     let archive = any_archive(&loaded.config).await?;
-    let into = archive.id().to_owned();
+    let into = archive.about().id;
     let mut streams = Vec::new();
     // Streams come before all else.
     let mut line = input.next()?;
@@ -138,11 +138,13 @@ pub(super) async fn run(loaded: &Loaded, arguments: &Arguments) -> Result<ExitCo
             .await?;
     }
     forget_state(&state_path)?;
-    let (new, conflicts) = (fill.new_rows, fill.conflicts);
     complain(&format!(
-        "{} rows and {} messages in quarantine are imported, {new} rows of them new",
-        counts.rows, counts.quarantined
+        "{} messages in quarantine and {} rows are imported{}",
+        counts.quarantined,
+        counts.rows,
+        fill.news()
     ));
+    let conflicts = fill.conflicts;
     if conflicts > 0 {
         complain(&format!(
             "{conflicts} of them went into quarantine, as another message has their offset in the same stream"

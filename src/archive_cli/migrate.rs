@@ -3,11 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use weir_history::sqlite::Sqlite;
 
-use super::{Failure, any_archive};
+use super::{Failure, any_archive, version};
 use crate::cli::{Common, say};
-use crate::config::{ArchiveKind, Loaded};
+use crate::config::Loaded;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -17,9 +16,7 @@ pub(crate) struct Arguments {
 
 pub(super) async fn run(loaded: &Loaded) -> Result<ExitCode, Failure> {
     let config = &loaded.config;
-    let before = match config.archive.kind {
-        ArchiveKind::Sqlite => Sqlite::version_at(&config.archive_path())?,
-    };
+    let before = version(config).await?;
     let about = any_archive(config).await?.about();
     let did = match before {
         None => format!("made, schema version {}", about.schema),

@@ -21,15 +21,18 @@ use clap::Subcommand;
 use tokio::time::{Instant, sleep};
 use weir_history::Archive;
 use weir_history::archive::ArchiveError;
+use weir_history::cassandra::Cassandra;
+use weir_history::sqlite::Sqlite;
 use weir_nats::connect::Links;
 use weir_nats::guard::written_placement;
 use weir_nats::placement::PlacementRecord;
 use weir_nats::stream::context;
 
+use crate::archive;
 use crate::check::Target;
 use crate::cli::Common;
 use crate::config::{ArchiveKind, Config, Loaded};
-use crate::roles::{connect_config, open_archive};
+use crate::roles::connect_config;
 
 /// How long a command waits for an archive that is locked or away for a moment.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -102,21 +105,35 @@ pub(crate) async fn run(command: &ArchiveCommand, loaded: &Loaded) -> Result<Exi
     }
 }
 
-/// Opens the archive that is configured, which must be there.
+/// Opens the archive that is configured, which must be there: looking makes nothing.
 async fn existing_archive(config: &Config) -> Result<Archive, Failure> {
+    if version(config).await?.is_some() {
+        return any_archive(config).await;
+    }
+    Err(failed(match config.archive.kind {
+        ArchiveKind::Sqlite => format!(
+            "there is no archive at {}: start Weir, which makes it, or run weir archive migrate; if it is elsewhere, \
+             correct --data or [archive] path",
+            config.archive_path().display()
+        ),
+        ArchiveKind::Cassandra => format!(
+            "there is no archive in the keyspace {} at {}: start Weir, which makes it, or run weir archive migrate; if \
+             it is elsewhere, correct [archive] nodes and keyspace",
+            config.archive.keyspace,
+            config.archive.nodes.join(", ")
+        ),
+    }))
+}
+
+/// The schema version of the archive that is configured; `None` if there is none yet.
+async fn version(config: &Config) -> Result<Option<String>, Failure> {
     match config.archive.kind {
-        ArchiveKind::Sqlite => {
-            let path = config.archive_path();
-            if !path.exists() {
-                return Err(failed(format!(
-                    "there is no archive at {}: start Weir, which makes it, or run weir archive migrate; if it is \
-                     elsewhere, correct --data or [archive] path",
-                    path.display()
-                )));
-            }
+        ArchiveKind::Sqlite => Ok(Sqlite::version_at(&config.archive_path())?),
+        ArchiveKind::Cassandra => {
+            let settings = archive::cassandra(&config.archive)?;
+            patiently(async || Cassandra::version_at(&settings).await).await
         }
     }
-    any_archive(config).await
 }
 
 /// Opens the archive that is configured, and makes it if it is not there.
@@ -136,7 +153,19 @@ async fn any_archive(config: &Config) -> Result<Archive, Failure> {
                 ))
             })?;
     }
-    patiently(async || open_archive(config).await).await
+    let archive = patiently(async || archive::open(config).await).await?;
+    // A cluster that does not answer yet is no error to Weir, which waits for it.
+    patiently(async || {
+        if archive.is_connected() {
+            return Ok(());
+        }
+        Err(ArchiveError {
+            reason: format!("{} does not answer", archive.about().place),
+            temporary: true,
+        })
+    })
+    .await?;
+    Ok(archive)
 }
 
 /// Tries again what an archive could not do just now.

@@ -77,8 +77,4 @@ impl StreamsByEpoch {
                 ))
             })
     }
-
-    pub(super) fn all(&self) -> impl Iterator<Item = &StreamRecord> {
-        self.0.values().flatten()
-    }
 }

@@ -157,7 +157,7 @@ fn build(path: &Path, messages: u64) {
                 });
                 let refused = part.iter().filter(|seq| **seq % 1_300 == 0).map(|seq| {
                     let message = message(*seq, epoch);
-                    Quarantined::of_row("rooms", &rooms[0], &message, "a test's".into())
+                    Quarantined::of_row("rooms", &rooms[0], &message, &"a test's")
                 });
                 let ranges = part
                     .chunks(2_000)
@@ -212,7 +212,8 @@ fn what_is_exported_is_imported_as_it_was() {
     assert!(read_all(&archive_of(&to)) == all, "the import differs");
     let ran = succeeds(&mut to.archive("import", &[path(&file)]));
     assert!(
-        ran.err.contains(" imported, 0 rows of them new"),
+        ran.err
+            .contains(" imported, 0 of them were not there before"),
         "{}",
         ran.err
     );
@@ -471,7 +472,7 @@ fn verify_finds_the_first_difference() {
     let (first, second) = (offsets[650], offsets[300]);
     for seq in [first, second] {
         let sql = "UPDATE messages SET data = CAST(replace(data, 'hello', 'hullo') AS BLOB) WHERE offset = ?1";
-        assert_eq!(archive.execute(sql, [seq]).unwrap(), 1);
+        assert_eq!(archive.execute(sql, [seq.cast_signed()]).unwrap(), 1);
     }
     let said = differs(&[]);
     assert!(
@@ -496,7 +497,7 @@ fn verify_finds_the_first_difference() {
     succeeds(&mut weir.archive("verify", &[]));
 
     let sql = "UPDATE messages SET user = 'eve' WHERE offset = ?1";
-    archive.execute(sql, [offsets[750]]).unwrap();
+    archive.execute(sql, [offsets[750].cast_signed()]).unwrap();
     let said = differs(&[]);
     assert!(
         said.contains(&format!("sequence {}, room \"chat:other\"", offsets[750])),
@@ -504,7 +505,10 @@ fn verify_finds_the_first_difference() {
     );
     assert!(said.contains("author: the log has"), "{said}");
     archive
-        .execute("DELETE FROM messages WHERE offset = ?1", [offsets[750]])
+        .execute(
+            "DELETE FROM messages WHERE offset = ?1",
+            [offsets[750].cast_signed()],
+        )
         .unwrap();
     assert!(differs(&[]).contains("the archive has no row, though it holds this sequence"));
     // Without the message the log and the archive agree again.

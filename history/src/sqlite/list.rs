@@ -63,7 +63,7 @@ impl Sqlite {
     /// # Errors
     /// When the file cannot be read.
     pub fn streams(&self) -> Result<Vec<StreamRecord>, ArchiveError> {
-        let read = || {
+        let read = || -> rusqlite::Result<Vec<StreamRecord>> {
             let connection = self.reader();
             let mut statement = connection.prepare_cached(
                 "SELECT log, slot, stream, epoch, from_seq, created, seq, msg_id, time_ms
@@ -116,7 +116,7 @@ impl Sqlite {
             ),
             temporary: false,
         })?;
-        let read = || {
+        let read = || -> rusqlite::Result<Vec<ListedRoom>> {
             let connection = self.reader();
             let mut statement = connection.prepare_cached(
                 "SELECT id, log, channel FROM rooms WHERE id > ?1 ORDER BY id LIMIT ?2",
@@ -199,7 +199,7 @@ impl Sqlite {
                 connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| {
                     row.get(0)
                 })?;
-            Ok(u64::try_from(count).unwrap_or(0))
+            Ok::<u64, rusqlite::Error>(u64::try_from(count).unwrap_or(0))
         };
         let read = || -> rusqlite::Result<Totals> {
             Ok(Totals {

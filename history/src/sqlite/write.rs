@@ -80,7 +80,7 @@ impl Writer {
             let inserted = match insert(&transaction, room_id, stream_id, message) {
                 Ok(inserted) => inserted,
                 Err(error) if is_of_the_row(&error) => {
-                    let refused = Quarantined::of_row(&batch.log, room, message, error.to_string());
+                    let refused = Quarantined::of_row(&batch.log, room, message, &error);
                     quarantine(&transaction, stream, &refused)?;
                     appended.refused += 1;
                     continue;

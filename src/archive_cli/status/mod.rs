@@ -10,7 +10,6 @@ use async_nats::jetstream::{Context, ErrorCode, context::GetStreamErrorKind};
 use clap::Args;
 use serde::Serialize;
 use weir_history::Archive;
-use weir_history::held::Held;
 use weir_history::listing::{StreamRecord, Totals};
 use weir_nats::Seq;
 use weir_nats::ambient::now_ms;
@@ -270,7 +269,9 @@ async fn archive_status(
     let about = archive.about();
     let mut totals: Totals = patiently(async || archive.totals().await).await?;
     if totals.rows.is_none() && arguments.count {
-        totals.rows = Some(count_rows(archive).await?);
+        let (rooms, rows) = count(archive).await?;
+        totals.rooms = Some(rooms);
+        totals.rows = Some(rows);
     }
     Ok(ArchiveStatus {
         kind: about.kind,
@@ -284,15 +285,17 @@ async fn archive_status(
     })
 }
 
-async fn count_rows(archive: &Archive) -> Result<u64, Failure> {
+/// Rooms and rows.
+async fn count(archive: &Archive) -> Result<(u64, u64), Failure> {
     let mut progress = Progress::new("rows", None);
-    let mut cursor: Option<String> = None;
+    let (mut count, mut cursor) = (0, None::<String>);
     loop {
         let rooms = walk::rooms(archive, cursor.as_deref()).await?;
         let Some(last) = rooms.last() else {
-            return Ok(progress.done());
+            return Ok((count, progress.done()));
         };
         cursor = Some(last.cursor.clone());
+        count += rooms.len() as u64;
         for one in rooms {
             let all = (Seq::ZERO, Seq::MAX);
             let counted = patiently(async || {
