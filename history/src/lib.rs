@@ -3,6 +3,7 @@
 pub mod archive;
 pub mod cassandra;
 pub mod held;
+pub mod listing;
 pub mod read;
 pub mod service;
 pub mod share;

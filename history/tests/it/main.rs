@@ -5,6 +5,7 @@
 
 mod archive;
 mod holes;
+mod listing;
 mod pages;
 mod rig;
 mod service;
