@@ -31,6 +31,7 @@ Maven (mvn) too; it fetches about 80 MiB. What it fetched stays in .tools/cassan
   --seeds LIST       addresses with storage ports of nodes to begin with (all of the ring)
   --auth             with passwords; the first user is cassandra, password cassandra
   --yaml FILE        appended to the generated cassandra.yaml
+  --light            for tests: half the CPU time at the start and less memory, but no optimising compiler
   --jvm FLAGS        more flags for Java, split at spaces
   --java PROGRAM     this Java
   --wipe             removes what the node had before it starts
@@ -46,6 +47,7 @@ die() {
   printf 'cassandra: %s\n' "$*" >&2
   exit 1
 }
+url() { printf 'file://%s' "${1// /%20}"; }
 running() { kill -0 "$1" 2>/dev/null; } # a child that ended is reaped by bash and counts as gone
 
 command=run
@@ -55,7 +57,7 @@ esac
 
 port=${CASSANDRA_PORT:-9042} storage_port=7000 jmx_port=
 data=${CASSANDRA_DATA:-} heap=${CASSANDRA_HEAP:-} sync='' nodes=1 ordinal=1 seeds='' yaml='' java=${CASSANDRA_JAVA:-}
-auth='' wipe='' throwaway='' until_eof=''
+auth='' wipe='' throwaway='' until_eof='' light=''
 declare -a more_jvm=()
 while [ $# -gt 0 ] && [ "$command" != nodetool ]; do
   case $1 in
@@ -64,6 +66,7 @@ while [ $# -gt 0 ] && [ "$command" != nodetool ]; do
     --wipe) wipe=1 ;;
     --throwaway) throwaway=1 ;;
     --until-eof) until_eof=1 ;;
+    --light) light=1 ;;
     --port | --storage-port | --jmx-port | --data | --heap | --sync | --nodes | --node | --seeds | --yaml | --jvm | --java)
       [ $# -ge 2 ] || die "$1 needs a value"
       case $1 in
@@ -289,8 +292,9 @@ case $command in
     find_java
     prepare
     find_jars
+    echo '<configuration/>' >"$home/quiet.xml"
     # Its history file goes beside the jars, not into the home folder.
-    exec "$java" -Xmx64M -XX:TieredStopAtLevel=1 "${opens[@]}" "-Duser.home=$home" -Dcassandra.config=none -Dlogback.configurationFile=none \
+    exec "$java" -Xmx64M -XX:TieredStopAtLevel=1 "${opens[@]}" "-Duser.home=$home" "-Dlogback.configurationFile=$(url "$home/quiet.xml")" \
       -cp "$class_path" org.apache.cassandra.tools.NodeTool -h 127.0.0.1 -p "${JMX_PORT:-7199}" "$@"
     ;;
 esac
@@ -390,7 +394,6 @@ cat >"$node/conf/logback.xml" <<XML
 </configuration>
 XML
 
-url() { printf 'file://%s' "${1// /%20}"; }
 flags=(
   "-Xms$heap" "-Xmx$heap" -XX:+ExitOnOutOfMemoryError -XX:+PerfDisableSharedMem "-XX:ErrorFile=$node/hs_err.log" -Xss512k
   "${opens[@]}"
@@ -405,6 +408,7 @@ if [ "$nodes" -eq 1 ]; then
 else
   flags+=(-Dcassandra.gossip_settle_min_wait_ms=500 -Dcassandra.gossip_settle_interval_ms=250 -Dcassandra.ring_delay_ms=5000)
 fi
+if [ -n "$light" ]; then flags+=(-XX:+UseSerialGC -XX:TieredStopAtLevel=1); fi
 if [ "$jmx_port" -ne 0 ]; then flags+=("-Dcassandra.jmx.local.port=$jmx_port"); fi
 
 # An archive of loaded classes makes the next starts some seconds shorter. It fits one Java and one class path.

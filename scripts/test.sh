@@ -74,8 +74,8 @@ start_node() {
   if ! ls -d .tools/cassandra/*/lib >/dev/null 2>&1; then have_or_install mvn maven || return 1; fi
   port=$(free_port)
   node_folder=$(mktemp -d "${TMPDIR:-/tmp}/weir-test-cassandra.XXXXXX") || return 1
-  exec 7> >(exec scripts/cassandra.sh --throwaway --until-eof --data "$node_folder" --port "$port" --storage-port "$(free_port)" \
-    --jmx-port 0 >"$results/cassandra-node.log" 2>&1)
+  exec 7> >(exec scripts/cassandra.sh --light --throwaway --until-eof --data "$node_folder" \
+    --port "$port" --storage-port "$(free_port)" --jmx-port 0 >"$results/cassandra-node.log" 2>&1)
   node_script=$!
   export WEIR_TEST_CASSANDRA=127.0.0.1:$port
 }

@@ -31,7 +31,7 @@ use tempfile::TempDir;
 const SHARED_VARIABLE: &str = "WEIR_TEST_CASSANDRA";
 /// For a node, or a ring, to come up on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(240);
-const STOP_LIMIT: Duration = Duration::from_secs(20);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// `host:port` of the node that tests share, which nobody may freeze or kill. Take a [`Keyspace`] on it.
 ///
@@ -102,7 +102,8 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// One node, which syncs its commit log before it acknowledges. `options` are those of `scripts/cassandra.sh`.
+    /// One node, which syncs its commit log before it acknowledges. `options` are those of `scripts/cassandra.sh`; a test that
+    /// needs throughput takes `["--jvm", "-XX:TieredStopAtLevel=4"]`.
     pub(crate) fn start(options: &[&str]) -> Self {
         let root = TempDir::new().unwrap();
         let mut node = Self::start_in(root.path(), options);
@@ -189,6 +190,13 @@ impl Node {
         kill_process(self.jvm, signal).unwrap();
     }
 
+    fn end(&mut self, signal: Signal) {
+        self.signal(signal);
+        // `Child::wait` would close the pipe first, and the script take the data away with the node.
+        let ended = within(STOP_LIMIT, || self.script.try_wait().unwrap().is_some());
+        assert!(ended, "the node did not end:\n{}", self.log());
+    }
+
     /// Its sockets stay open, and nobody answers.
     pub(crate) fn freeze(&mut self) {
         self.signal(Signal::STOP);
@@ -200,14 +208,12 @@ impl Node {
 
     /// kill -9; returns when its ports are free.
     pub(crate) fn kill(&mut self) {
-        self.signal(Signal::KILL);
-        self.script.wait().unwrap();
+        self.end(Signal::KILL);
     }
 
     /// An orderly stop; returns when its ports are free.
     pub(crate) fn stop(&mut self) {
-        self.signal(Signal::TERM);
-        self.script.wait().unwrap();
+        self.end(Signal::TERM);
     }
 
     /// Starts it again with the data that it had; returns when it answers.
@@ -317,7 +323,7 @@ fn prepare() {
 fn run_script(root: &Path, ordinal: u8, options: &[String]) -> Child {
     let log = File::create(log_path(root, ordinal)).unwrap();
     Command::new(script())
-        .args(["--throwaway", "--until-eof", "--data"])
+        .args(["--light", "--throwaway", "--until-eof", "--data"])
         .arg(root)
         .args(options)
         .stdin(Stdio::piped())
@@ -346,7 +352,9 @@ fn own_ports(port: u16, storage: u16) -> Vec<String> {
 fn port_on_all(count: u8) -> u16 {
     loop {
         let port = ports::free_port();
-        if (1..=count).all(|last| TcpListener::bind(([127, 0, 0, last], port)).is_ok()) {
+        if (1..=count)
+            .all(|last| TcpListener::bind(SocketAddr::from(([127, 0, 0, last], port))).is_ok())
+        {
             return port;
         }
     }
