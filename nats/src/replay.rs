@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
-use crate::message::{Delivery, DeliveryError, Message, header, last};
+use crate::message::{Delivery, DeliveryError, Message, format_time_ms, header, last};
 use crate::position::Seq;
 
 /// Deep reads of one connection at a time: they hold up the stream's writers.
@@ -61,8 +61,26 @@ pub struct StreamState {
     pub last: Seq,
     /// Messages in it.
     pub messages: u64,
+    /// Bytes that they take.
+    pub bytes: u64,
+    /// When it drops its oldest messages.
+    pub limits: Limits,
     /// When it was created, as the server spells it.
     pub created: String,
+}
+
+/// What a stream keeps at most. Zero or less is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Limits {
+    /// Age of a message, in nanoseconds.
+    #[serde(default, rename = "max_age")]
+    pub max_age_ns: i64,
+    /// Bytes.
+    #[serde(default)]
+    pub max_bytes: i64,
+    /// Messages.
+    #[serde(default, rename = "max_msgs")]
+    pub max_messages: i64,
 }
 
 /// Messages of one room.
@@ -127,10 +145,14 @@ impl Replay {
             error: Option<ApiError>,
             created: Option<String>,
             state: Option<State>,
+            #[serde(default)]
+            config: Limits,
         }
         #[derive(Deserialize)]
         struct State {
             messages: u64,
+            #[serde(default)]
+            bytes: u64,
             first_seq: u64,
             last_seq: u64,
         }
@@ -152,6 +174,8 @@ impl Replay {
             first: Seq::new(state.first_seq),
             last: Seq::new(state.last_seq),
             messages: state.messages,
+            bytes: state.bytes,
+            limits: answer.config,
             created,
         })
     }
@@ -263,6 +287,22 @@ impl Replay {
         Ok(deliveries
             .first()
             .map(|first| (pending + 1, first.message.seq)))
+    }
+
+    /// The first message of a subject that was stored at `time_ms` (milliseconds since 1970) or later.
+    ///
+    /// # Errors
+    /// When the stream does not answer.
+    pub async fn first_since(
+        &self,
+        stream: &str,
+        stored_subject: &str,
+        time_ms: i64,
+    ) -> Result<Option<Seq>, ReplayError> {
+        let time = format_time_ms(time_ms);
+        let query = json!({ "start_time": time, "next_by_subj": stored_subject, "batch": 1 });
+        let (deliveries, _) = self.batch(stream, &query).await?;
+        Ok(deliveries.first().map(|first| first.message.seq))
     }
 
     /// The newest messages of one subject below `before` and above `above`, newest first. JetStream
