@@ -1,0 +1,222 @@
+//! Knows: the archive as one SQLite file: WAL, `synchronous = FULL`, one writer, a few readers.
+//! Never: NATS, frames. Only this folder names rusqlite: write.rs appends, read.rs reads.
+
+mod read;
+mod write;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use tokio::sync::{Semaphore, watch};
+use weir_nats::ambient::random;
+use weir_nats::guard::Known;
+use weir_nats::{RoomName, Seq};
+
+use crate::archive::{ArchiveError, HeldByStream};
+
+const SCHEMA: &str = include_str!("schema.sql");
+const SCHEMA_VERSION: &str = "1";
+/// How long a statement waits for another process's lock.
+const BUSY_MS: u64 = 2_000;
+const READERS: usize = 4;
+
+/// One SQLite archive. All methods block.
+#[derive(Debug)]
+pub struct Sqlite {
+    id: String,
+    path: PathBuf,
+    writer: Mutex<Writer>,
+    readers: Vec<Mutex<Connection>>,
+    next_reader: AtomicUsize,
+    reads: Arc<Semaphore>,
+    pages_read: AtomicU64,
+    held: watch::Sender<HeldByStream>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    connection: Connection,
+    room_ids: HashMap<(String, RoomName), i64>,
+}
+
+impl Sqlite {
+    /// Opens or creates the file.
+    ///
+    /// # Errors
+    /// When it cannot be opened, is locked, is no archive, or is of a newer version.
+    pub fn open(path: &Path) -> Result<Self, ArchiveError> {
+        let error = |error: rusqlite::Error| explain(path, &error);
+        let connection = connect(path).map_err(error)?;
+        connection.execute_batch(SCHEMA).map_err(error)?;
+        let version = meta(&connection, "version", || SCHEMA_VERSION.to_owned()).map_err(error)?;
+        if version != SCHEMA_VERSION {
+            return Err(ArchiveError {
+                reason: format!(
+                    "{} has schema version {version}, this Weir knows {SCHEMA_VERSION}: \
+                     run a newer Weir, or name another file in [archive] path",
+                    path.display()
+                ),
+                temporary: false,
+            });
+        }
+        let id = meta(&connection, "id", random_id).map_err(error)?;
+        let held = read_held(&connection).map_err(error)?;
+        let readers = (0..READERS).map(|_| connect(path).map(Mutex::new));
+        let readers = readers.collect::<Result<Vec<_>, _>>().map_err(error)?;
+        Ok(Self {
+            id,
+            path: path.to_owned(),
+            writer: Mutex::new(Writer {
+                connection,
+                room_ids: HashMap::new(),
+            }),
+            readers,
+            next_reader: AtomicUsize::new(0),
+            reads: Arc::new(Semaphore::new(READERS)),
+            pages_read: AtomicU64::new(0),
+            held: watch::Sender::new(held),
+        })
+    }
+
+    /// The archive's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What it holds, now and from now on.
+    #[must_use]
+    pub fn held(&self) -> watch::Receiver<HeldByStream> {
+        self.held.subscribe()
+    }
+
+    /// The highest message known of each stream.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn known(&self) -> Result<Vec<(String, Known)>, ArchiveError> {
+        let connection = self.reader();
+        let mut statement = connection
+            .prepare_cached("SELECT stream, seq, msg_id, time_ms, created FROM streams")
+            .map_err(|error| self.explain(&error))?;
+        let rows = statement.query_map([], |row| {
+            let known = Known {
+                created: row.get(4)?,
+                seq: to_seq(row.get(1)?),
+                id: row.get(2)?,
+                time_ms: row.get(3)?,
+            };
+            Ok((row.get(0)?, known))
+        });
+        rows.and_then(Iterator::collect)
+            .map_err(|error| self.explain(&error))
+    }
+
+    /// One permit a reader connection.
+    pub(crate) fn reads(&self) -> &Arc<Semaphore> {
+        &self.reads
+    }
+
+    /// Pages read since it was opened.
+    #[must_use]
+    pub fn pages_read(&self) -> u64 {
+        self.pages_read.load(Ordering::Relaxed)
+    }
+
+    fn reader(&self) -> MutexGuard<'_, Connection> {
+        let nth = self.next_reader.fetch_add(1, Ordering::Relaxed) % READERS;
+        self.readers[nth]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn explain(&self, error: &rusqlite::Error) -> ArchiveError {
+        explain(&self.path, error)
+    }
+}
+
+fn read_held(connection: &Connection) -> rusqlite::Result<HeldByStream> {
+    let mut all = HeldByStream::new();
+    let mut statement = connection.prepare("SELECT stream, from_seq, to_seq FROM held")?;
+    let rows = statement.query_map([], |row| {
+        Ok((
+            row.get::<_, String>(0)?,
+            to_seq(row.get(1)?),
+            to_seq(row.get(2)?),
+        ))
+    })?;
+    for row in rows {
+        let (stream, from, to) = row?;
+        all.entry(stream).or_default().add(from, to);
+    }
+    Ok(all)
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(Duration::from_millis(BUSY_MS))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // Lost no committed row in a power cut; NORMAL did.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+fn meta(
+    connection: &Connection,
+    key: &str,
+    first: impl FnOnce() -> String,
+) -> rusqlite::Result<String> {
+    connection.execute(
+        "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO NOTHING",
+        params![key, first()],
+    )?;
+    connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| {
+        row.get(0)
+    })
+}
+
+fn room_id(connection: &Connection, log: &str, room: &RoomName) -> rusqlite::Result<Option<i64>> {
+    room_id_checked(connection, log, room).optional()
+}
+
+fn room_id_checked(connection: &Connection, log: &str, room: &RoomName) -> rusqlite::Result<i64> {
+    connection
+        .prepare_cached("SELECT id FROM rooms WHERE log = ?1 AND channel = ?2")?
+        .query_row(params![log, room.channel()], |row| row.get(0))
+}
+
+fn explain(path: &Path, error: &rusqlite::Error) -> ArchiveError {
+    let code = error.sqlite_error_code();
+    let (temporary, hint) = match code {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            (true, "; another process holds a lock on it")
+        }
+        Some(ErrorCode::DiskFull) => (true, "; free some space on its disk"),
+        Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => (true, ""),
+        _ => (false, ""),
+    };
+    ArchiveError {
+        reason: format!("{}: {error}{hint}", path.display()),
+        temporary,
+    }
+}
+
+fn to_i64(seq: Seq) -> i64 {
+    i64::try_from(seq.get()).unwrap_or(i64::MAX)
+}
+
+fn to_seq(value: i64) -> Seq {
+    Seq::new(u64::try_from(value).unwrap_or(0))
+}
+
+fn random_id() -> String {
+    data_encoding::BASE32_NOPAD
+        .encode(&random::<10>())
+        .to_ascii_lowercase()
+}
