@@ -216,7 +216,11 @@ mod tests {
     fn a_figure_is_written_with_its_labels() {
         let mut figure = Figure::new("weir_some", "Some.", "gauge");
         figure.sample("", Vec::new(), 3.0);
-        figure.sample("_sum", vec![("a", "x\"\\\n".into()), ("b", "y".into())], 0.25);
+        figure.sample(
+            "_sum",
+            vec![("a", "x\"\\\n".into()), ("b", "y".into())],
+            0.25,
+        );
         figure.sample("", vec![("le", "+Inf".into())], f64::INFINITY);
         let mut text = String::new();
         write_figure(&mut text, &figure);

@@ -70,10 +70,10 @@ impl Source {
         let max_messages = u32::try_from(max_messages).unwrap_or(u32::MAX);
         let max_bytes = u32::try_from(limits.ring_max_bytes / 2).unwrap_or(u32::MAX);
         let before = Some(Seq::new(top.read_from()));
-        let read = self
-            .shared
-            .reader
-            .backward(&self.place, &self.name, before, max_messages, max_bytes);
+        let read =
+            self.shared
+                .reader
+                .backward(&self.place, &self.name, before, max_messages, max_bytes);
         let page = match read.await {
             Ok(page) if page.whole => page,
             Ok(_) => return None,

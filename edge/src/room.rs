@@ -192,7 +192,9 @@ impl<S> Room<S> {
     /// Asks: how many older messages the ring could take.
     #[must_use]
     pub fn ring_space(&self) -> usize {
-        self.limits.ring_max_messages.saturating_sub(self.ring.len())
+        self.limits
+            .ring_max_messages
+            .saturating_sub(self.ring.len())
     }
 
     /// Feeds older entries, oldest first. If they are whole up to where the ring begins, they are

@@ -62,14 +62,32 @@ mod tests {
         let mut rows = Vec::new();
         let mut offset = 0;
         for nth in 0..100_000_u64 {
-            offset += if nth % 30_000 == 29_999 { 1_000_000 } else { 1 + nth * 7 % 13 };
+            offset += if nth % 30_000 == 29_999 {
+                1_000_000
+            } else {
+                1 + nth * 7 % 13
+            };
             rows.push((offset, 1_000 + i64::try_from(nth / 3).unwrap()));
         }
         let newest_ms = rows.last().unwrap().1;
-        for time_ms in [i64::MIN, 999, 1_000, 1_001, 1_002, 17_345, newest_ms, newest_ms + 1, i64::MAX] {
+        for time_ms in [
+            i64::MIN,
+            999,
+            1_000,
+            1_001,
+            1_002,
+            17_345,
+            newest_ms,
+            newest_ms + 1,
+            i64::MAX,
+        ] {
             let expected = rows.iter().rev().find(|(_, at)| *at < time_ms);
             let (found, steps) = search(&rows, time_ms);
-            assert_eq!(found, expected.map(|(offset, _)| *offset), "before {time_ms}");
+            assert_eq!(
+                found,
+                expected.map(|(offset, _)| *offset),
+                "before {time_ms}"
+            );
             assert!(steps <= 24, "{steps} steps for {time_ms}");
         }
         assert_eq!(search(&[], 5), (None, 0));

@@ -19,8 +19,8 @@ mod flights;
 mod metrics;
 mod window;
 
-use ask::Question;
 pub use ask::Ask;
+use ask::Question;
 use cache::ArchiveReads;
 use flights::Flights;
 pub use metrics::ReaderMetrics;
@@ -613,8 +613,15 @@ impl Reader {
                 (Some(since), Some(top)) => Some(since.min(Seq::new(top.read_from()))),
                 (since, top) => since.or(top.map(|top| Seq::new(top.read_from()))),
             };
-            self.history_backward(place, room, (before, floor), &times, max_messages, max_bytes)
-                .await
+            self.history_backward(
+                place,
+                room,
+                (before, floor),
+                &times,
+                max_messages,
+                max_bytes,
+            )
+            .await
         } else {
             let after = ask.since.unwrap_or(Seq::ZERO).max(floor);
             self.history_forward(place, room, (after, top), &times, max_messages, max_bytes)

@@ -103,7 +103,14 @@ impl Question {
             }
             Kind::History(ask) => {
                 let page: Page = reader
-                    .history_now(place, &self.room, ask, &self.window, max_messages, max_bytes)
+                    .history_now(
+                        place,
+                        &self.room,
+                        ask,
+                        &self.window,
+                        max_messages,
+                        max_bytes,
+                    )
                     .await?;
                 Ok(Recovery {
                     recovered: false,

@@ -66,11 +66,7 @@ struct View {
 
 impl ArchiveReads {
     /// Keeps at most so many bytes of pages; 0 keeps none.
-    pub(super) fn new(
-        archive: Archive,
-        cache_max_bytes: u64,
-        metrics: Arc<ReaderMetrics>,
-    ) -> Self {
+    pub(super) fn new(archive: Archive, cache_max_bytes: u64, metrics: Arc<ReaderMetrics>) -> Self {
         Self {
             archive,
             pages: page_cache(cache_max_bytes),
@@ -158,6 +154,7 @@ impl ArchiveReads {
             async move {
                 *is_read = true;
                 self.metrics.archive.add_one();
+                self.metrics.queries.add_one();
                 self.archive.page(query).await.map(Arc::new)
             }
         };
@@ -188,7 +185,11 @@ impl ArchiveReads {
         };
         let count = {
             let (log, room) = (query.log.clone(), query.room.clone());
-            self.archive.count(log, room, (after, up_to), max_messages)
+            async move {
+                self.metrics.queries.add_one();
+                let count = self.archive.count(log, room, (after, up_to), max_messages);
+                count.await
+            }
         };
         self.counts.try_get_with(query, count).await
     }
@@ -210,7 +211,10 @@ impl ArchiveReads {
         };
         let search = {
             let (log, room) = (query.log.clone(), query.room.clone());
-            self.archive.older_than(log, room, time_ms)
+            async move {
+                self.metrics.queries.add_one();
+                self.archive.older_than(log, room, time_ms).await
+            }
         };
         self.times.try_get_with(query, search).await
     }

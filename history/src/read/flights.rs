@@ -89,11 +89,7 @@ where
         (flight.await, joined)
     }
 
-    fn join(
-        &self,
-        key: &K,
-        answer: impl FnOnce() -> BoxFuture<'static, V>,
-    ) -> (Flight<V>, bool) {
+    fn join(&self, key: &K, answer: impl FnOnce() -> BoxFuture<'static, V>) -> (Flight<V>, bool) {
         let mut lines = self.lines();
         let Some(line) = lines.get_mut(key) else {
             let current = answer().shared();

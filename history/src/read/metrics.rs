@@ -11,6 +11,8 @@ pub struct ReaderMetrics {
     pub cache: Counter,
     /// Pages that were read from a stream.
     pub stream: Counter,
+    /// Queries that reached the archive: pages, counts, searches by time.
+    pub queries: Counter,
     /// Questions that were answered with another's answer, as both asked the same at once.
     pub joined: Counter,
 }
@@ -34,12 +36,21 @@ impl ReaderMetrics {
         ] {
             reads.sample("", vec![("tier", tier.to_owned())], count as f64);
         }
-        let mut joined = Figure::new(
-            "weir_history_reads_joined_total",
-            "Questions answered with another's answer, as both asked the same at once.",
-            Counter::KIND,
-        );
-        joined.sample("", Vec::new(), self.joined.value() as f64);
-        vec![reads, joined]
+        let single = |name, help, counter: &Counter| {
+            Figure::single(name, help, Counter::KIND, counter.value() as f64)
+        };
+        vec![
+            reads,
+            single(
+                "weir_history_reads_joined_total",
+                "Questions answered with another's answer, as both asked the same at once.",
+                &self.joined,
+            ),
+            single(
+                "weir_history_archive_queries_total",
+                "Queries that reached the archive: pages, counts, searches by time.",
+                &self.queries,
+            ),
+        ]
     }
 }

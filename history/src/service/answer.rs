@@ -139,7 +139,10 @@ mod tests {
         let full = page(vec![vec![0xff; 1_000]; 390]);
         let (answer, bytes) = written(&full, Some(true));
         let count = answer["publications"].as_array().unwrap().len();
-        assert!(bytes <= ANSWER_MAX_BYTES && bytes > ANSWER_MAX_BYTES * 9 / 10, "{bytes}");
+        assert!(
+            bytes <= ANSWER_MAX_BYTES && bytes > ANSWER_MAX_BYTES * 9 / 10,
+            "{bytes}"
+        );
         assert!((300..390).contains(&count), "{count}");
         assert_eq!(answer["more"], true);
         // One message is always there.

@@ -128,8 +128,14 @@ mod tests {
         assert_eq!(parse(""), page(Ask::default(), 100));
         assert_eq!(parse(" {} "), page(Ask::default(), 100));
         assert_eq!(parse(r#"{"limit":-1}"#), page(Ask::default(), 1_000));
-        assert_eq!(parse(r#"{"limit":99999999999}"#), page(Ask::default(), 1_000));
-        assert_eq!(parse(r#"{"limit":0,"reverse":true}"#), Ok(Request::Position));
+        assert_eq!(
+            parse(r#"{"limit":99999999999}"#),
+            page(Ask::default(), 1_000)
+        );
+        assert_eq!(
+            parse(r#"{"limit":0,"reverse":true}"#),
+            Ok(Request::Position)
+        );
         let ask = Ask {
             since: Some(Seq::new(7)),
             reverse: true,
@@ -157,7 +163,15 @@ mod tests {
     fn what_is_wrong_is_said_with_what_there_is() {
         let wrong = |body| parse(body).unwrap_err();
         let text = wrong(r#"{"from":1}"#);
-        for word in ["from", "since", "since_time", "until_time", "limit", "reverse", "recover"] {
+        for word in [
+            "from",
+            "since",
+            "since_time",
+            "until_time",
+            "limit",
+            "reverse",
+            "recover",
+        ] {
             assert!(text.contains(&format!("`{word}`")), "{text}");
         }
         assert!(wrong(r#"{"since":{"seq":1}}"#).contains("`offset`"));
@@ -175,7 +189,14 @@ mod tests {
         let fields = schema["properties"].as_object().unwrap();
         let mut names: Vec<&str> = fields.keys().map(String::as_str).collect();
         names.sort_unstable();
-        let known = ["limit", "recover", "reverse", "since", "since_time", "until_time"];
+        let known = [
+            "limit",
+            "recover",
+            "reverse",
+            "since",
+            "since_time",
+            "until_time",
+        ];
         assert_eq!(names, known);
         let all = r#"{"limit":1,"recover":false,"reverse":true,"since":{},"since_time":1,"until_time":2}"#;
         assert!(parse(all).is_ok());

@@ -3,9 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[macro_use]
+mod rig;
+
 mod archive;
 mod holes;
+mod names;
 mod pages;
-mod rig;
 mod service;
+mod storm;
+mod times;
 mod window;
