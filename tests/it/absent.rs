@@ -1,7 +1,7 @@
 //! Knows: what Weir needs and does not find: a clear message, and recovery without a restart.
 
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 

@@ -16,7 +16,7 @@ const SAID_PER_S: u64 = 25;
 /// Weir may take this much more while it serves the one who is behind; its page cache is a part of it.
 const MEMORY_MAX_BYTES: u64 = 48 << 20;
 const CACHE_BYTES: u64 = 4 << 20;
-const IN_FLIGHT: usize = 200;
+const IN_FLIGHT: usize = 100;
 
 /// Publishes `count` numbered messages of about 200 bytes.
 async fn publish(client: &mut Client, count: usize) {
