@@ -204,18 +204,18 @@ impl Buckets {
 macro_rules! figures {
     (
         $(#[$meta:meta])*
-        pub struct $Struct:ident: $prefix:literal {
+        $vis:vis struct $Struct:ident: $prefix:literal {
             $($(#[doc = $doc:expr])+ $name:ident: $kind:ident),+ $(,)?
         }
     ) => {
         $(#[$meta])*
         #[derive(Debug, Default)]
-        pub struct $Struct { $($(#[doc = $doc])+ pub $name: $crate::figures::$kind),+ }
+        $vis struct $Struct { $($(#[doc = $doc])+ $vis $name: $crate::figures::$kind),+ }
 
         impl $Struct {
             /// Every figure as it is now. Each is read by itself: no lock.
             #[must_use]
-            pub fn figures(&self) -> Vec<$crate::figures::Figure> {
+            $vis fn figures(&self) -> Vec<$crate::figures::Figure> {
                 use $crate::figures::{Figure, Value};
                 vec![$({
                     let mut figure = Figure::new(
@@ -237,7 +237,7 @@ mod tests {
 
     crate::figures! {
         /// Of a test.
-        pub struct Few: "few_" {
+        struct Few: "few_" {
             /// Things that were seen.
             seen: Counter,
             /// How long a thing took.

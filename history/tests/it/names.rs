@@ -102,7 +102,8 @@ fn names(rng: &mut Rng, count: usize) -> Vec<RoomName> {
     names.insert(RoomName::parse(&"';\"".repeat(85)).unwrap());
     while names.len() < count {
         let namespace = rng.pick(&["", "", "chat:", "Other_9-:", "$chat:"]);
-        let pieces = 1 + rng.below(if rng.below(10) == 0 { 120 } else { 6 });
+        let longest = if rng.below(10) == 0 { 120 } else { 6 };
+        let pieces = 1 + rng.below(longest);
         let id: String = (0..pieces).map(|_| rng.pick(&PIECES)).collect();
         match RoomName::parse(&format!("{namespace}{id}")) {
             Ok(name) => {
