@@ -92,6 +92,14 @@ pub struct ReplayPage {
     pub more: bool,
 }
 
+/// The newest messages of a span.
+struct Newest {
+    /// Newest first.
+    messages: Vec<Arc<Message>>,
+    /// How many lie in the span.
+    seen: usize,
+}
+
 /// One message of a stream, whoever wrote it.
 #[derive(Debug)]
 pub struct Scanned {
@@ -367,8 +375,36 @@ impl Replay {
                 }
             }
         }
+        let wanted = max_messages as usize;
+        loop {
+            let read = self
+                .newest_in(stream, stored_subject, (start, end), wanted, max_bytes)
+                .await?;
+            // What was written while it was counted may have hidden that too few lie here.
+            let is_enough = read.seen >= wanted || read.seen > read.messages.len();
+            if start > low && !is_enough {
+                let span = end.get() - start.get();
+                start = Seq::new(end.get().saturating_sub(span * 2)).max(low);
+                continue;
+            }
+            return Ok(ReplayPage {
+                more: read.seen > read.messages.len() || (start > low && total > read.seen as u64),
+                messages: read.messages,
+            });
+        }
+    }
+
+    /// The newest messages of a subject in (`after`, `end`), newest first, of all that lie there.
+    async fn newest_in(
+        &self,
+        stream: &str,
+        stored_subject: &str,
+        (after, end): (Seq, Seq),
+        max_messages: usize,
+        max_bytes: u32,
+    ) -> Result<Newest, ReplayError> {
         let mut messages: Vec<Arc<Message>> = Vec::new();
-        let mut from = start;
+        let (mut from, mut seen) = (after, 0);
         loop {
             let page = self
                 .forward(
@@ -383,14 +419,13 @@ impl Replay {
             if let Some(newest) = page.messages.last() {
                 from = newest.seq;
             }
-            messages.extend(
-                page.messages
-                    .into_iter()
-                    .filter(|message| message.seq < end),
-            );
+            let before = messages.len();
+            let inside = page.messages.into_iter();
+            messages.extend(inside.filter(|message| message.seq < end));
+            seen += messages.len() - before;
             // Only the newest are wanted; a window as large as the page keeps memory bounded.
             let mut bytes = 0;
-            let fitting = messages.iter().rev().take(max_messages as usize);
+            let fitting = messages.iter().rev().take(max_messages);
             let fitting = fitting
                 .take_while(|message| {
                     let fits = bytes == 0 || bytes + message.data.len() <= max_bytes as usize;
@@ -404,10 +439,7 @@ impl Replay {
             }
         }
         messages.reverse();
-        Ok(ReplayPage {
-            more: (messages.len() as u64) < total,
-            messages,
-        })
+        Ok(Newest { messages, seen })
     }
 
     /// The last sequence of each subject that moved past `after`.
