@@ -144,7 +144,7 @@ async fn in_and_out_of_the_window_across_a_hole_and_an_epoch() {
     for round in 0..2 {
         if round == 1 {
             until_archived(&rig).await;
-            trim(&rig, 50).await;
+            Box::pin(trim(&rig, 50)).await;
         }
         both(&rig, room, &begin, after(1), true).await;
         both(&rig, room, &any, after(0), true).await;

@@ -143,7 +143,7 @@ async fn a_client_very_far_behind_recovers_while_a_hundred_others_chat() {
     let before = rig.weir.memory_bytes();
     let (mut most, start) = (before, Instant::now());
     let beside = while_chatting(&rig, async {
-        let mut work = std::pin::pin!(recover(&rig, count));
+        let mut work = Box::pin(recover(&rig, count));
         loop {
             let done = tokio::time::timeout(Duration::from_millis(20), &mut work).await;
             most = rig.weir.memory_bytes().max(most);
