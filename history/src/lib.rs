@@ -2,14 +2,17 @@
 
 pub mod archive;
 mod by_time;
+pub mod cassandra;
 pub mod held;
 pub mod read;
 pub mod service;
+pub mod share;
 pub mod sqlite;
 pub mod worker;
 mod worker_metrics;
 
 pub use archive::Archive;
+pub use cassandra::{CassandraConfig, CassandraTls, Password};
 pub use read::{Ask, Page, ReadError, Reader, ReaderMetrics, Recovery, Window};
 pub use worker::Worker;
 pub use worker_metrics::{WorkerCounts, WorkerMetrics};

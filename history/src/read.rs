@@ -203,25 +203,31 @@ impl Reader {
     ) -> Result<(), ReadError> {
         let stream = &generation.stream;
         for _ in 0..TRIES_MAX {
+            let mut away = None;
             let held = self.view(stream);
             let watermark = held.end().min(end);
             if page.reached < watermark {
                 let range = (page.reached, watermark);
-                let rows = self.rows(left.query(place, room, range, false)).await?;
-                let (rows, more) = left.take_rows(&rows, page.messages.is_empty());
-                let reached = match rows.last() {
-                    _ if !more => watermark,
-                    Some(last) => last.seq,
-                    None => page.reached,
-                };
-                // What lies before this generation was proven when its own was held.
-                let from = page.reached.max(generation.from.just_before());
-                page.whole &= held.covers(from, reached);
-                page.reached = reached;
-                page.messages.extend(rows.iter().cloned());
-                if more || left.is_used_up() {
-                    page.more = more || page.reached < end;
-                    return Ok(());
+                match self.rows(left.query(place, room, range, false)).await {
+                    Ok(rows) => {
+                        let (rows, more) = left.take_rows(&rows, page.messages.is_empty());
+                        let reached = match rows.last() {
+                            _ if !more => watermark,
+                            Some(last) => last.seq,
+                            None => page.reached,
+                        };
+                        // What lies before this generation was proven when its own was held.
+                        let from = page.reached.max(generation.from.just_before());
+                        page.whole &= held.covers(from, reached);
+                        page.reached = reached;
+                        page.messages.extend(rows.iter().cloned());
+                        if more || left.is_used_up() {
+                            page.more = more || page.reached < end;
+                            return Ok(());
+                        }
+                    }
+                    // What is not older than the stream does not need the archive.
+                    Err(error) => away = Some(error),
                 }
             }
             if page.reached >= end {
@@ -246,6 +252,10 @@ impl Reader {
                 return Ok(());
             };
             if after.first.get() > page.reached.read_from() {
+                if let Some(error) = away {
+                    return Err(error);
+                }
+                self.archive_is_known()?;
                 if self.held(stream).end() > page.reached {
                     continue;
                 }
@@ -379,6 +389,7 @@ impl Reader {
                 let oldest = tail.messages.last().map(|oldest| oldest.seq);
                 let down_to = oldest.filter(|_| tail.more).unwrap_or(above);
                 if after.first.get() > down_to.read_from() {
+                    self.archive_is_known()?;
                     // Trimmed below the tail, after the watermark was read: the archive has it, or
                     // is about to, or it is a hole.
                     if self.held(stream).end() > above
@@ -397,9 +408,16 @@ impl Reader {
             }
             let up_to = top.map_or(held.end(), |top| top.min(held.end()));
             if low < up_to {
-                let rows = self
-                    .rows(left.query(place, room, (low, up_to), true))
-                    .await?;
+                let rows = self.rows(left.query(place, room, (low, up_to), true)).await;
+                let rows = match rows {
+                    Ok(rows) => rows,
+                    Err(error) => {
+                        return self
+                            .backward_without_archive(place, stream, (low, up_to), page, left)
+                            .await?
+                            .ok_or(error);
+                    }
+                };
                 let (rows, more) = left.take_rows(&rows, page.messages.is_empty());
                 let down_to = match rows.last() {
                     _ if !more => low,
@@ -413,6 +431,56 @@ impl Reader {
             return Ok(());
         }
         Err(ReadError::Trimmed(stream.clone()))
+    }
+
+    /// The archive did not answer: what is not older than the stream is read there. `None`: the page
+    /// needs what only the archive has.
+    async fn backward_without_archive(
+        &self,
+        place: &Place,
+        stream: &str,
+        (low, up_to): (Seq, Seq),
+        page: &mut Page,
+        left: &mut Left,
+    ) -> Result<Option<()>, ReadError> {
+        let end = Some(Seq::new(up_to.read_from()));
+        let tail = self
+            .replay
+            .backward(
+                stream,
+                &place.stored_subject,
+                end,
+                low,
+                left.messages,
+                left.bytes,
+            )
+            .await?;
+        let Some(after) = self.state_of(place, stream).await? else {
+            return Ok(None);
+        };
+        let oldest = tail.messages.last().filter(|_| tail.more);
+        let down_to = oldest.map_or(low, |oldest| oldest.seq.just_before());
+        if after.first.get() > down_to.read_from() {
+            return Ok(None);
+        }
+        left.take(&tail.messages);
+        page.more = tail.more || left.is_used_up();
+        page.messages.extend(tail.messages);
+        Ok(Some(()))
+    }
+
+    /// # Errors
+    /// Temporary, while the archive has never answered and nobody knows what it holds.
+    fn archive_is_known(&self) -> Result<(), ReadError> {
+        match &self.archive {
+            Some(archive) if !archive.archive().is_connected() => {
+                Err(ReadError::Archive(Arc::new(ArchiveError {
+                    reason: "it has not answered yet, so what it holds is not known".to_owned(),
+                    temporary: true,
+                })))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// True if everything after `after` in the current epoch is still somewhere, no hole between.
@@ -439,6 +507,7 @@ impl Reader {
             if state.first.get() <= after.read_from() {
                 return Ok(true);
             }
+            self.archive_is_known()?;
             if self.held(&current.stream).end() == watermark
                 && !self
                     .nothing_was_lost(&current.stream, from, state.first)
@@ -694,8 +763,12 @@ impl Reader {
         // A little earlier, so that those who ask within a second ask the same.
         let time_ms = time_ms - time_ms.rem_euclid(TIME_STEP_MS);
         let at = self.view(&place.current().stream).end();
-        let found = archive.older_than(&place.log, room, time_ms, at).await?;
-        Ok(found.unwrap_or_default())
+        match archive.older_than(&place.log, room, time_ms, at).await {
+            Ok(found) => Ok(found.unwrap_or_default()),
+            // It is only a short cut: what the stream has does not need the archive.
+            Err(error) if error.temporary => Ok(Seq::ZERO),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// An offset that is not below any message of a room that was stored before `time_ms`; `None`
@@ -719,19 +792,17 @@ impl Reader {
                 Err(error) => return Err(error.into()),
             }
         }
-        // The stream may begin long after that time. While an old generation is still placed, it
-        // may have what the archive does not, below what the archive has.
+        // The stream may begin long after that time. An old generation that is still placed may have
+        // what the archive does not, below what the archive has.
         if let Some(archive) = &self.archive
             && place.generations.len() == 1
         {
             let at = self.view(&place.current().stream).end();
-            let found = archive.older_than(&place.log, room, time_ms, at).await?;
-            let found = found.unwrap_or_default();
-            if found < at {
-                let later = archive.count(&place.log, room, (found, at), 1).await?;
-                if later.messages > 0 {
-                    top = Some(found);
-                }
+            match archive.last_before(&place.log, room, time_ms, at).await {
+                Ok(last) => top = last.or(top),
+                // Messages above are left out when they were read.
+                Err(error) if error.temporary => {}
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(top)

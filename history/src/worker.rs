@@ -9,9 +9,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_nats::Client;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use weir_nats::ambient::random;
 use weir_nats::guard::Guard;
 use weir_nats::placement::{Generation, Slot};
 use weir_nats::replay::{Replay, Scanned, StreamState};
@@ -19,6 +21,7 @@ use weir_nats::{Placements, Seq};
 
 use crate::archive::{Archive, Batch, Quarantined, headers_text};
 use crate::held::{Held, proven};
+use crate::share::Share;
 use crate::worker_metrics::{Batched, Followed, WorkerMetrics};
 
 /// Messages of one batch.
@@ -28,7 +31,7 @@ const IDLE_PAUSE: Duration = Duration::from_millis(250);
 /// After a wake-up, so that messages of the same moment share a transaction.
 const GATHER: Duration = Duration::from_millis(50);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(10);
+const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// Archives every stream of every log.
 pub struct Worker {
@@ -39,6 +42,8 @@ pub struct Worker {
     metrics: Arc<WorkerMetrics>,
     /// Something was published: look now.
     wake: Arc<Notify>,
+    /// Over what workers of one archive hear of each other; `None`: there is no other.
+    among: Option<Client>,
 }
 
 impl Worker {
@@ -59,18 +64,35 @@ impl Worker {
             placements,
             metrics,
             wake,
+            among: None,
         }
     }
 
-    /// Runs one task per generation of every slot until `stop`.
+    /// The same, sharing the streams with the other workers of its archive.
+    #[must_use]
+    pub fn among_others(self, client: Client) -> Self {
+        Self {
+            among: Some(client),
+            ..self
+        }
+    }
+
+    /// Runs one task per generation of every slot that is this worker's, until `stop`.
     pub async fn run(self, tasks: TaskTracker, stop: CancellationToken) {
         let worker = Arc::new(self);
         let mut changes = worker.placements.changes();
+        let Some(mut share) = worker.join(&stop).await else {
+            return;
+        };
         let mut running: HashMap<String, CancellationToken> = HashMap::new();
         loop {
             let mut placed = HashMap::new();
             for slot in worker.placements.slots() {
                 for generation in slot.generations.iter() {
+                    let is_mine = |share: &Share| share.is_mine(&generation.stream);
+                    if !share.as_ref().is_none_or(is_mine) {
+                        continue;
+                    }
                     placed.insert(
                         generation.stream.clone(),
                         (slot.clone(), generation.clone()),
@@ -94,6 +116,32 @@ impl Worker {
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = changes.changed() => if changed.is_err() { return },
+                () = async {
+                    match &mut share {
+                        Some(share) => share.changed().await,
+                        None => std::future::pending().await,
+                    }
+                } => {}
+            }
+        }
+    }
+
+    /// Finds the other workers of the archive, as soon as it says which one it is. `None`: stopped.
+    async fn join(&self, stop: &CancellationToken) -> Option<Option<Share>> {
+        // A file has one process.
+        let (Some(client), Archive::Cassandra(_)) = (&self.among, &self.archive) else {
+            return Some(None);
+        };
+        loop {
+            if let Some(archive) = self.archive.id() {
+                match Share::join(client.clone(), &archive, stop.clone()).await {
+                    Ok(share) => return Some(Some(share)),
+                    Err(error) => tracing::warn!(%error, "other workers are not heard yet"),
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return None,
+                () = tokio::time::sleep(RETRY_FIRST) => {}
             }
         }
     }
@@ -135,7 +183,9 @@ impl Worker {
                 Err(error) => {
                     self.metrics.counts.retries.add_one();
                     tracing::warn!(stream = %generation.stream, %error, "archiving is tried again");
-                    let wait = pause;
+                    // Anywhere in the pause, so that workers that failed together do not come back together.
+                    let share = f64::from(u16::from_be_bytes(random())) / f64::from(u16::MAX);
+                    let wait = pause.mul_f64(share);
                     pause = (pause * 2).min(RETRY_MAX);
                     wait
                 }
@@ -156,6 +206,9 @@ impl Worker {
     ) -> Result<Step, String> {
         let stream = &generation.stream;
         let text = |error: &dyn std::fmt::Display| error.to_string();
+        if !self.archive.is_connected() {
+            return Err("the archive has not answered yet".to_owned());
+        }
         let held_end = self
             .archive
             .held()

@@ -218,6 +218,24 @@ impl ArchiveReads {
         };
         self.times.try_get_with(query, search).await
     }
+
+    /// The newest archived offset that was stored before `time_ms`, if the archive has one at or below
+    /// `at` that was stored later, so that what is not archived yet was stored later, too.
+    pub(super) async fn last_before(
+        &self,
+        log: &str,
+        room: &RoomName,
+        time_ms: i64,
+        at: Seq,
+    ) -> Result<Option<Seq>, Arc<ArchiveError>> {
+        let found = self.older_than(log, room, time_ms, at).await?;
+        let found = found.unwrap_or_default();
+        if found >= at {
+            return Ok(None);
+        }
+        let later = self.count(log, room, (found, at), 1).await?;
+        Ok((later.messages > 0).then_some(found))
+    }
 }
 
 fn page_cache(max_bytes: u64) -> Cache<PageQuery, Arc<Rows>> {
