@@ -418,7 +418,7 @@ pub fn token_settings(config: &Config) -> TokenSettings {
     }
 }
 
-fn connect_config(config: &Config) -> ConnectConfig {
+pub(crate) fn connect_config(config: &Config) -> ConnectConfig {
     let credentials = |user: &config::NatsUser| Credentials {
         user: user.user.clone(),
         password: user.password.expose().to_owned(),

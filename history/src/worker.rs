@@ -24,8 +24,12 @@ use crate::held::{Held, proven};
 use crate::share::Share;
 use crate::worker_metrics::{Batched, Followed, WorkerMetrics};
 
-/// Messages of one batch.
-const BATCH_MAX_MESSAGES: u32 = 1_000;
+/// Messages that are read from a stream at a time.
+const READ_MAX_MESSAGES: u32 = 1_000;
+/// Messages of one batch: with a backlog, rows of one room then come together.
+const BATCH_MAX_MESSAGES: usize = 16_384;
+/// Bytes of their payloads, beyond the last read.
+const BATCH_MAX_BYTES: usize = 8 << 20;
 /// Between looks at a stream that had nothing new; a publish of this process wakes it sooner.
 const IDLE_PAUSE: Duration = Duration::from_millis(250);
 /// After a wake-up, so that messages of the same moment share a transaction.
@@ -221,12 +225,7 @@ impl Worker {
         if before.last <= held_end {
             return Ok(self.drained(slot, generation).await);
         }
-        let filter = format!("log.{}.>", slot.log);
-        let page = self
-            .replay
-            .scan(stream, &filter, held_end, BATCH_MAX_MESSAGES)
-            .await;
-        let page = page.map_err(|e| text(&e))?;
+        let page = self.gather(slot, stream, held_end, before.last).await?;
         followed.read(&page);
         let batched = Batched::new(&page, before.last);
         // Read after the page: only what the stream still reached down to is proven.
@@ -249,6 +248,30 @@ impl Worker {
             (true, true) => Step::WroteAll,
             (true, false) => Step::WroteSome,
         })
+    }
+
+    /// Reads on from `after`: to the end, or as much as a batch may have.
+    async fn gather(
+        &self,
+        slot: &Slot,
+        stream: &str,
+        after: Seq,
+        end: Seq,
+    ) -> Result<Vec<Scanned>, String> {
+        let filter = format!("log.{}.>", slot.log);
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        let mut at = after;
+        while at < end && page.len() < BATCH_MAX_MESSAGES && bytes < BATCH_MAX_BYTES {
+            let read = self.replay.scan(stream, &filter, at, READ_MAX_MESSAGES);
+            let read = read.await.map_err(|error| error.to_string())?;
+            let Some(last) = read.last() else {
+                break;
+            };
+            at = last.seq;
+            bytes += read.iter().map(|one| one.payload.len()).sum::<usize>();
+            page.extend(read);
+        }
+        Ok(page)
     }
 
     /// Everything is archived. An old generation is then taken off the placement.

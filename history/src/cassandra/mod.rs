@@ -6,6 +6,7 @@
 
 mod driver;
 mod envelope;
+mod list;
 mod pace;
 mod read;
 mod schema;
@@ -165,6 +166,16 @@ impl Cassandra {
             meta.id,
             meta.bucket_width
         ))
+    }
+
+    /// The schema version of a keyspace; `None` if there is no archive in it. Changes nothing.
+    ///
+    /// # Errors
+    /// When the cluster does not answer or refuses, or the keyspace is of another version.
+    pub async fn version_at(config: &CassandraConfig) -> Result<Option<String>, ArchiveError> {
+        let driver = Driver::connect(config).await?;
+        let meta = schema::read_meta(&driver, &config.keyspace).await?;
+        Ok(meta.map(|_| schema::VERSION.to_owned()))
     }
 
     async fn connect(&self) -> Result<Arc<Link>, ArchiveError> {

@@ -150,22 +150,24 @@ impl Sqlite {
         found.map_err(|error| self.explain(&error))
     }
 
-    /// What is in quarantine.
+    /// What is in quarantine behind a stream and sequence.
     ///
     /// # Errors
     /// When the file cannot be read.
     pub fn quarantined(
         &self,
+        after: Option<&(String, Seq)>,
         max_messages: u32,
     ) -> Result<Vec<(String, Quarantined)>, ArchiveError> {
         let connection = self.reader();
         let mut statement = connection
             .prepare_cached(
                 "SELECT stream, seq, subject, headers, data, reason FROM quarantine
-                 ORDER BY stream, seq LIMIT ?1",
+                 WHERE (stream, seq) > (?1, ?2) ORDER BY stream, seq LIMIT ?3",
             )
             .map_err(|error| self.explain(&error))?;
-        let rows = statement.query_map([max_messages], |row| {
+        let (stream, seq) = after.map_or(("", -1), |(stream, seq)| (stream.as_str(), to_i64(*seq)));
+        let rows = statement.query_map(params![stream, seq, max_messages], |row| {
             let refused = Quarantined {
                 seq: to_seq(row.get(1)?),
                 subject: row.get(2)?,
@@ -180,7 +182,7 @@ impl Sqlite {
     }
 }
 
-fn read_message(row: &rusqlite::Row<'_>) -> rusqlite::Result<Message> {
+pub(super) fn read_message(row: &rusqlite::Row<'_>) -> rusqlite::Result<Message> {
     let door: Option<String> = row.get(3)?;
     let author = match door {
         Some(door) => Some(Author {

@@ -3,6 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod backlog;
+#[path = "../it/rig.rs"]
+#[allow(dead_code, reason = "shared with the other tests")]
+mod rig;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -141,7 +141,7 @@ async fn what_cannot_become_a_row_is_kept_whole_and_holds_up_nobody() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(archive.held().borrow()[STREAM].ranges(), [(1, 12)]);
-    let kept = archive.quarantined(10).await.unwrap();
+    let kept = archive.quarantined(None, 10).await.unwrap();
     assert_eq!(kept.len(), 2);
     assert_eq!(
         (&kept[0].1.data[..], kept[0].1.seq),

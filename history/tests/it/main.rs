@@ -8,6 +8,7 @@ mod rig;
 
 mod archive;
 mod holes;
+mod listing;
 mod names;
 mod pages;
 mod service;
