@@ -22,8 +22,15 @@ async fn speed() {
     let last = rig.last().await;
     let mut held = archive.held();
     let reached = held.wait_for(|all| all.get("ROOMS_0").is_some_and(|held| held.end() >= last));
-    tokio::time::timeout(std::time::Duration::from_secs(300), reached).await.unwrap().unwrap();
+    tokio::time::timeout(std::time::Duration::from_secs(300), reached)
+        .await
+        .unwrap()
+        .unwrap();
     let took = started.elapsed();
-    eprintln!("archived {count} in {took:?}: {:.0} rows/s, {:?}", count as f64 / took.as_secs_f64(), worker.metrics);
+    eprintln!(
+        "archived {count} in {took:?}: {:.0} rows/s, {:?}",
+        count as f64 / took.as_secs_f64(),
+        worker.metrics
+    );
     let _ = Seq::ZERO;
 }

@@ -277,7 +277,11 @@ async fn a_keyspace_emptied_under_a_running_process_is_noticed_before_anything_i
             error.temporary && error.reason.contains("emptied"),
             "{error}"
         ),
-        Ok(_) => assert_eq!(held.unwrap().ranges(), [(11, 12)], "1 to 10 are not claimed"),
+        Ok(_) => assert_eq!(
+            held.unwrap().ranges(),
+            [(11, 12)],
+            "1 to 10 are not claimed"
+        ),
     }
     let deadline = tokio::time::Instant::now() + WITHIN;
     while archive.id().unwrap() == id {

@@ -3,10 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[macro_use]
+mod rig;
+
 mod archive;
 mod holes;
 mod listing;
+mod names;
 mod pages;
-mod rig;
 mod service;
+mod storm;
+mod times;
 mod window;
