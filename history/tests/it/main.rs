@@ -7,9 +7,12 @@
 mod rig;
 
 mod archive;
+mod cassandra;
 mod holes;
 mod listing;
 mod names;
+#[path = "../../../tests/support/cassandra.rs"]
+mod node;
 mod pages;
 mod service;
 mod storm;

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weir_history::{Archive, Page, Reader, Worker, WorkerMetrics};
+use weir_history::{Archive, CassandraConfig, Page, Reader, Worker, WorkerMetrics};
 use weir_nats::connect::{ConnectConfig, Credentials, LinkTimes, Links};
 use weir_nats::guard::Guard;
 use weir_nats::message::stamp;
@@ -26,6 +26,9 @@ use weir_nats::placement::Place;
 use weir_nats::replay::Replay;
 use weir_nats::stream::{LogConfig, Storage, context};
 use weir_nats::{Author, Door, Message, Placements, RoomName, Seq};
+
+use crate::cassandra::config_at;
+use crate::node::{Keyspace, cql, shared_node};
 
 /// True in `make test-long`.
 pub(crate) fn long() -> bool {
@@ -52,6 +55,11 @@ macro_rules! for_each_archive {
             async fn sqlite() {
                 Box::pin(super::$name(crate::rig::Kind::Sqlite)).await;
             }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn cassandra() {
+                Box::pin(super::$name(crate::rig::Kind::Cassandra)).await;
+            }
         }
     )+ };
 }
@@ -60,6 +68,7 @@ macro_rules! for_each_archive {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Sqlite,
+    Cassandra,
 }
 
 pub(crate) struct Rig {
@@ -69,6 +78,8 @@ pub(crate) struct Rig {
     pub(crate) guard: Guard,
     pub(crate) placements: Placements,
     pub(crate) folder: TempDir,
+    pub(crate) url: String,
+    keyspace: Option<Keyspace>,
     _server: Server,
 }
 
@@ -168,6 +179,8 @@ impl Rig {
             guard,
             placements,
             folder,
+            url: config.url,
+            keyspace: (kind == Kind::Cassandra).then(|| Keyspace::new(shared_node())),
             _server: server,
         }
     }
@@ -180,7 +193,18 @@ impl Rig {
     pub(crate) async fn archive(&self) -> Archive {
         match self.kind {
             Kind::Sqlite => Archive::sqlite(&self.archive_path()).await.unwrap(),
+            Kind::Cassandra => {
+                let archive = Archive::cassandra(self.cassandra()).await.unwrap();
+                assert!(archive.is_connected(), "the node answers");
+                archive
+            }
         }
+    }
+
+    /// The keyspace of this rig.
+    pub(crate) fn cassandra(&self) -> CassandraConfig {
+        let keyspace = self.keyspace.as_ref().expect("an archive in Cassandra");
+        config_at(vec![shared_node().to_owned()], keyspace.name(), 1)
     }
 
     /// Everything in the archive is gone. It must not be open.
@@ -193,6 +217,11 @@ impl Rig {
                         std::fs::remove_file(file).unwrap();
                     }
                 }
+            }
+            Kind::Cassandra => {
+                let keyspace = self.cassandra().keyspace;
+                let statement = format!("DROP KEYSPACE {keyspace}");
+                cql::query(shared_node(), &statement, cql::ONE).unwrap();
             }
         }
     }
@@ -207,6 +236,19 @@ impl Rig {
                 })
                 .map(|rows| u64::try_from(rows).unwrap())
                 .unwrap(),
+            Kind::Cassandra => {
+                let session = scylla::client::session_builder::SessionBuilder::new()
+                    .known_node(shared_node())
+                    .build()
+                    .await
+                    .unwrap();
+                let keyspace = self.cassandra().keyspace;
+                let count = format!("SELECT count(*) FROM {keyspace}.messages");
+                let counted = session.query_unpaged(count, ()).await.unwrap();
+                let rows = counted.into_rows_result().unwrap();
+                let (rows,): (i64,) = rows.single_row().unwrap();
+                u64::try_from(rows).unwrap()
+            }
         }
     }
 
