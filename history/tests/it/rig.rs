@@ -42,6 +42,8 @@ pub(crate) fn either<T>(short: T, whole: T) -> T {
 
 /// Longest wait for anything.
 pub(crate) const WITHIN: Duration = Duration::from_secs(12);
+/// For a node to make a keyspace, on a machine that does other things.
+pub(crate) const NODE_WITHIN: Duration = Duration::from_secs(60);
 pub(crate) const STREAM: &str = "ROOMS_0";
 /// Acknowledgements in flight while a test publishes.
 const IN_FLIGHT_MAX: usize = 200;
@@ -195,7 +197,8 @@ impl Rig {
             Kind::Sqlite => Archive::sqlite(&self.archive_path()).await.unwrap(),
             Kind::Cassandra => {
                 let archive = Archive::cassandra(self.cassandra()).await.unwrap();
-                assert!(archive.is_connected(), "the node answers");
+                let connected = tokio::time::timeout(NODE_WITHIN, archive.connected());
+                connected.await.expect("the node answers");
                 archive
             }
         }
