@@ -82,7 +82,7 @@ pub(crate) struct Rig {
     pub(crate) folder: TempDir,
     pub(crate) url: String,
     keyspace: Option<Keyspace>,
-    _server: Server,
+    _server: Option<Server>,
 }
 
 struct Server(Child);
@@ -141,13 +141,27 @@ impl Rig {
             .stderr(Stdio::null())
             .spawn()
             .expect("nats-server is on PATH, in .tools/bin or named by WEIR_NATS_SERVER");
-        let server = Server(server);
+        Self::connect(
+            kind,
+            &format!("nats://127.0.0.1:{port}"),
+            folder,
+            Some(Server(server)),
+        )
+        .await
+    }
+
+    /// One on a nats-server that another rig has started.
+    pub(crate) async fn at(url: &str) -> Self {
+        Self::connect(Kind::Sqlite, url, tempfile::tempdir().unwrap(), None).await
+    }
+
+    async fn connect(kind: Kind, url: &str, folder: TempDir, server: Option<Server>) -> Self {
         let nobody = Credentials {
             user: "test".into(),
             password: "test".into(),
         };
         let config = ConnectConfig {
-            url: format!("nats://127.0.0.1:{port}"),
+            url: url.to_owned(),
             live: nobody.clone(),
             reads: nobody.clone(),
             door: nobody,
