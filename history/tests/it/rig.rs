@@ -42,6 +42,8 @@ pub(crate) fn either<T>(short: T, whole: T) -> T {
 
 /// Longest wait for anything.
 pub(crate) const WITHIN: Duration = Duration::from_secs(12);
+/// For a node to make a keyspace, on a machine that does other things.
+pub(crate) const NODE_WITHIN: Duration = Duration::from_secs(60);
 pub(crate) const STREAM: &str = "ROOMS_0";
 /// Acknowledgements in flight while a test publishes.
 const IN_FLIGHT_MAX: usize = 200;
@@ -80,7 +82,7 @@ pub(crate) struct Rig {
     pub(crate) folder: TempDir,
     pub(crate) url: String,
     keyspace: Option<Keyspace>,
-    _server: Server,
+    _server: Option<Server>,
 }
 
 struct Server(Child);
@@ -139,13 +141,27 @@ impl Rig {
             .stderr(Stdio::null())
             .spawn()
             .expect("nats-server is on PATH, in .tools/bin or named by WEIR_NATS_SERVER");
-        let server = Server(server);
+        Self::connect(
+            kind,
+            &format!("nats://127.0.0.1:{port}"),
+            folder,
+            Some(Server(server)),
+        )
+        .await
+    }
+
+    /// One on a nats-server that another rig has started.
+    pub(crate) async fn at(url: &str) -> Self {
+        Self::connect(Kind::Sqlite, url, tempfile::tempdir().unwrap(), None).await
+    }
+
+    async fn connect(kind: Kind, url: &str, folder: TempDir, server: Option<Server>) -> Self {
         let nobody = Credentials {
             user: "test".into(),
             password: "test".into(),
         };
         let config = ConnectConfig {
-            url: format!("nats://127.0.0.1:{port}"),
+            url: url.to_owned(),
             live: nobody.clone(),
             reads: nobody.clone(),
             door: nobody,
@@ -195,7 +211,8 @@ impl Rig {
             Kind::Sqlite => Archive::sqlite(&self.archive_path()).await.unwrap(),
             Kind::Cassandra => {
                 let archive = Archive::cassandra(self.cassandra()).await.unwrap();
-                assert!(archive.is_connected(), "the node answers");
+                let connected = tokio::time::timeout(NODE_WITHIN, archive.connected());
+                connected.await.expect("the node answers");
                 archive
             }
         }
