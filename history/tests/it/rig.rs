@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_history::{Archive, Page, Reader, Worker, WorkerMetrics};
 use weir_nats::connect::{ConnectConfig, Credentials, LinkTimes, Links};
-use weir_nats::guard::Guard;
+use weir_nats::guard::{Guard, Known};
 use weir_nats::message::stamp;
 use weir_nats::placement::Place;
 use weir_nats::replay::Replay;
@@ -34,12 +34,13 @@ pub(crate) const STREAM: &str = "ROOMS_0";
 const IN_FLIGHT_MAX: usize = 200;
 
 pub(crate) struct Rig {
+    pub(crate) url: String,
     pub(crate) links: Links,
     pub(crate) js: Context,
     pub(crate) guard: Guard,
     pub(crate) placements: Placements,
     pub(crate) folder: TempDir,
-    _server: Server,
+    _server: Option<Server>,
 }
 
 struct Server(Child);
@@ -92,13 +93,28 @@ impl Rig {
             .stderr(Stdio::null())
             .spawn()
             .expect("nats-server is on PATH, in .tools/bin or named by WEIR_NATS_SERVER");
-        let server = Server(server);
+        let url = format!("nats://127.0.0.1:{port}");
+        Self::join(url, folder, Some(Server(server)), Vec::new()).await
+    }
+
+    /// One more Weir at a nats-server that another process started. `known` is what its archive
+    /// knows.
+    pub(crate) async fn beside(url: String, known: Vec<(String, Known)>) -> Self {
+        Self::join(url, tempfile::tempdir().unwrap(), None, known).await
+    }
+
+    async fn join(
+        url: String,
+        folder: TempDir,
+        server: Option<Server>,
+        known: Vec<(String, Known)>,
+    ) -> Self {
         let nobody = Credentials {
             user: "test".into(),
             password: "test".into(),
         };
         let config = ConnectConfig {
-            url: format!("nats://127.0.0.1:{port}"),
+            url: url.clone(),
             live: nobody.clone(),
             reads: nobody.clone(),
             door: nobody,
@@ -123,9 +139,10 @@ impl Rig {
             replicas: 1,
             duplicate_window: Duration::from_secs(120),
         };
-        let guard = Guard::start(&links, vec![log], placements.clone(), Vec::new());
+        let guard = Guard::start(&links, vec![log], placements.clone(), known);
         let guard = Box::pin(guard).await.unwrap();
         Self {
+            url,
             js: context(links.live.clone()),
             links,
             guard,
