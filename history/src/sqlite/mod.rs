@@ -221,6 +221,11 @@ fn explain(path: &Path, error: &rusqlite::Error) -> ArchiveError {
         }
         Some(ErrorCode::DiskFull) => (true, "; free some space on its disk"),
         Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => (true, ""),
+        // SQLite also calls it malformed when the disk fails to read.
+        Some(ErrorCode::DatabaseCorrupt) => (
+            false,
+            "; the file is damaged or its disk cannot be read: see the kernel's log first",
+        ),
         _ => (false, ""),
     };
     ArchiveError {

@@ -96,11 +96,11 @@ impl Process {
         });
     }
 
-    /// Waits until it said that `stream` is durable up to `last`.
-    pub(crate) fn until_held(&self, stream: &str, last: Seq) {
-        until("all is held", || {
+    /// Waits until it said that `stream` is durable beyond `end`.
+    pub(crate) fn until_held_beyond(&self, stream: &str, end: Seq) {
+        until("more is held", || {
             let said = self.said.lock().unwrap();
-            said.held.get(stream).is_some_and(|held| held.end() >= last)
+            said.held.get(stream).is_some_and(|held| held.end() > end)
         });
     }
 
@@ -161,7 +161,7 @@ async fn is_cut_off() {
     let archive = match opened {
         Ok(sqlite) => Archive::Sqlite(Arc::new(sqlite)),
         Err(error) => {
-            say(&format!("error {} {error}", error.temporary));
+            say(&format!("error {error}"));
             return;
         }
     };
@@ -208,7 +208,7 @@ async fn append_on(archive: Archive, stream: String) {
                 }
             }
             Err(error) => {
-                say(&format!("error {} {error}", error.temporary));
+                say(&format!("error {error}"));
                 return;
             }
         }

@@ -19,8 +19,9 @@ use crate::{below, either};
 const DISK_MIB: u64 = 512;
 const CUT_WITHIN_MS: u64 = 700;
 const ROOMS: usize = 20;
-/// Messages published at a stretch.
+/// Messages published at a stretch, and the pause after it: about as fast as the worker can.
 const STRETCH: usize = 100;
+const PAUSE: Duration = Duration::from_millis(25);
 
 /// Every message that JetStream acknowledged: its room and its data, by sequence.
 type Record = BTreeMap<u64, (String, Bytes)>;
@@ -29,6 +30,7 @@ type Record = BTreeMap<u64, (String, Bytes)>;
 async fn publish_on(rig: Arc<Rig>, stop: Arc<AtomicBool>, record: Arc<std::sync::Mutex<Record>>) {
     let rooms = rooms(ROOMS);
     while !stop.load(Ordering::Relaxed) {
+        tokio::time::sleep(PAUSE).await;
         let stored = rig.publish(&rooms, STRETCH).await;
         let mut record = record.lock().unwrap();
         for (room, messages) in stored {
@@ -77,7 +79,7 @@ async fn the_worker_loses_and_doubles_nothing_over_power_cuts() {
         };
         let process = Process::archiving(&file, &rig.url);
         let said = tokio::task::block_in_place(|| {
-            process.until_committed();
+            process.until_held_beyond(STREAM, durable.end());
             // No condition to wait for: the point is that it may be anywhere.
             std::thread::sleep(Duration::from_millis(below(CUT_WITHIN_MS)));
             disk.cut(cut);
@@ -98,7 +100,7 @@ async fn the_worker_loses_and_doubles_nothing_over_power_cuts() {
     publisher.await.unwrap();
     let process = Process::archiving(&file, &rig.url);
     let last = rig.last().await;
-    tokio::task::block_in_place(|| process.until_held(STREAM, last));
+    tokio::task::block_in_place(|| process.until_held_beyond(STREAM, last.just_before()));
     process.kill();
     let found = archived::read(&file).remove(STREAM).unwrap();
     let record = record.lock().unwrap();
