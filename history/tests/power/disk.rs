@@ -6,9 +6,10 @@
 //! given and not told to flush.
 
 use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use weir_nats::ambient::random;
 
@@ -18,10 +19,14 @@ use crate::until;
 const PREFIX: &str = "weir-power-";
 /// What the outer file system needs beside the inner one: its journal and its tables.
 const OVERHEAD_MIB: u64 = 64;
-/// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`. Perl, as an ioctl is unsafe in Rust.
+/// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`, when a line is read. Perl, as an ioctl is
+/// unsafe in Rust; started before the cut, as starting it takes longer than many commits.
 const SHUT_DOWN: &str = r#"
     open(my $folder, "<", $ARGV[0]) or die "open: $!\n";
     my $flags = pack("L", 2);
+    $| = 1;
+    print "ready\n";
+    exit unless defined(<STDIN>);
     defined(ioctl($folder, 0x8004587d, $flags)) or die "EXT4_IOC_SHUTDOWN: $!\n";
 "#;
 
@@ -89,14 +94,24 @@ impl Disk {
         self.folder.join("inner")
     }
 
-    /// Cuts the power. From here on nothing reaches the file system.
-    pub(crate) fn cut(&self, cut: Cut) {
+    /// A switch that cuts the power at once when it is pressed.
+    pub(crate) fn switch(&self, cut: Cut) -> Switch {
         let folder = match cut {
             Cut::Machine => self.path(),
             Cut::Disk => self.outer(),
         };
-        let folder = folder.to_str().unwrap();
-        run("perl", &["-e", SHUT_DOWN, folder]).unwrap();
+        let mut child = Command::new("perl")
+            .args(["-e", SHUT_DOWN])
+            .arg(folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = String::new();
+        let mut said = BufReader::new(child.stdout.take().unwrap());
+        said.read_line(&mut ready).unwrap();
+        assert_eq!(ready, "ready\n");
+        Switch(child)
     }
 
     /// Power again. Whoever had a file open on it is gone by now.
@@ -119,6 +134,24 @@ impl Disk {
 
     fn mount_inner(&self) -> Result<(), String> {
         mount(&self.outer().join("inner.img"), &self.path())
+    }
+}
+
+/// Dropping it cuts nothing.
+pub(crate) struct Switch(Child);
+
+impl Switch {
+    /// Cuts the power. Once this returns, nothing reaches the file system.
+    pub(crate) fn press(mut self) {
+        self.0.stdin.take().unwrap().write_all(b"\n").unwrap();
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        drop(self.0.wait());
     }
 }
 

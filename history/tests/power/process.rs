@@ -84,9 +84,9 @@ impl Process {
         }
     }
 
-    /// Waits until it said that something is durable.
-    pub(crate) fn until_committed(&self) {
-        until("a commit", || self.said.lock().unwrap().commits > 0);
+    /// Waits until it said so many times that something is durable.
+    pub(crate) fn until_commits(&self, commits: u64) {
+        until("commits", || self.said.lock().unwrap().commits >= commits);
     }
 
     /// Waits until an append failed.

@@ -77,12 +77,13 @@ async fn the_worker_loses_and_doubles_nothing_over_power_cuts() {
         } else {
             Cut::Machine
         };
+        let switch = disk.switch(cut);
         let process = Process::archiving(&file, &rig.url);
         let said = tokio::task::block_in_place(|| {
             process.until_held_beyond(STREAM, durable.end());
             // No condition to wait for: the point is that it may be anywhere.
             std::thread::sleep(Duration::from_millis(below(CUT_WITHIN_MS)));
-            disk.cut(cut);
+            switch.press();
             let said = process.kill();
             disk.start(cut);
             said
