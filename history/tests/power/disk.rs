@@ -68,7 +68,7 @@ impl Disk {
     fn mounted(mib: u64) -> Result<Self, String> {
         let text = |error: std::io::Error| error.to_string();
         // One at a time, so that no folder is taken for a leftover before it is locked.
-        let turn = File::create(std::env::temp_dir().join("weir-power.lock")).map_err(text)?;
+        let turn = File::open(std::env::temp_dir()).map_err(text)?;
         turn.lock().map_err(text)?;
         clear_leftovers().map_err(text)?;
         let name = data_encoding::HEXLOWER.encode(&random::<6>());
