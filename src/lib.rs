@@ -4,6 +4,7 @@
 //! of our own, `admin` shows the inside, `check` says what is wrong before anything starts.
 
 pub mod admin;
+pub mod archive;
 pub mod check;
 pub mod cli;
 pub mod config;

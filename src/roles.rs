@@ -2,7 +2,6 @@
 //! Never: messages, listeners, a nats-server of our own.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,7 +89,7 @@ impl Roles {
         let (guard_events, sweep_events) = (links.events(), links.events());
         let js = context(links.live.clone());
         declare_probe(&js).await.map_err(failed)?;
-        let archive = open_archive(&config.archive_path()).await?;
+        let archive = open_archive(config).await?;
         let seeds = archive.known().await.map_err(failed)?;
         let placements = Placements::default();
         let logs: Vec<LogConfig> = config.logs.iter().map(log_config).collect();
@@ -130,7 +129,8 @@ impl Roles {
             placements.clone(),
             wake,
             Arc::clone(&worker_metrics),
-        );
+        )
+        .among_others(links.live.clone());
         tasks.spawn(worker.run(tasks.clone(), stop.clone()));
 
         let settings = Arc::new(edge_settings(config));
@@ -367,9 +367,9 @@ fn spawn_service(
     })
 }
 
-async fn open_archive(path: &Path) -> Result<Archive, StartError> {
+async fn open_archive(config: &Config) -> Result<Archive, StartError> {
     loop {
-        match Archive::sqlite(path).await {
+        match crate::archive::open(config).await {
             Ok(archive) => return Ok(archive),
             Err(error) if error.temporary => {
                 tracing::warn!(%error, "archive cannot be opened yet; trying again");

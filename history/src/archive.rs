@@ -7,8 +7,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use weir_nats::guard::Known;
 use weir_nats::placement::Generation;
-use weir_nats::{Message, RoomName, Seq};
+use weir_nats::{Author, Door, Message, RoomName, Seq};
 
+use crate::cassandra::{Cassandra, CassandraConfig};
 use crate::held::Held;
 use crate::sqlite::Sqlite;
 
@@ -112,6 +113,8 @@ pub struct Counted {
 pub enum Archive {
     /// One file on this machine.
     Sqlite(Arc<Sqlite>),
+    /// A keyspace in a cluster.
+    Cassandra(Arc<Cassandra>),
 }
 
 impl Archive {
@@ -125,11 +128,30 @@ impl Archive {
         Ok(Self::Sqlite(Arc::new(opened.map_err(panicked)??)))
     }
 
-    /// Its id, made when it was created.
+    /// Opens an archive in Cassandra, and creates what is missing of its keyspace. If the cluster does
+    /// not answer within seconds, the archive is there as soon as it does.
+    ///
+    /// # Errors
+    /// When it can never work: credentials, files, or a keyspace of another version.
+    pub async fn cassandra(config: CassandraConfig) -> Result<Self, ArchiveError> {
+        Ok(Self::Cassandra(Cassandra::open(config).await?))
+    }
+
+    /// Its id, made when it was created; `None` while a cluster has never answered.
     #[must_use]
-    pub fn id(&self) -> &str {
+    pub fn id(&self) -> Option<String> {
         match self {
-            Self::Sqlite(sqlite) => sqlite.id(),
+            Self::Sqlite(sqlite) => Some(sqlite.id().to_owned()),
+            Self::Cassandra(cassandra) => cassandra.id(),
+        }
+    }
+
+    /// False while it has never answered, so that nobody knows what it holds.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        match self {
+            Self::Sqlite(_) => true,
+            Self::Cassandra(cassandra) => cassandra.is_connected(),
         }
     }
 
@@ -138,6 +160,7 @@ impl Archive {
     pub fn held(&self) -> watch::Receiver<HeldByStream> {
         match self {
             Self::Sqlite(sqlite) => sqlite.held(),
+            Self::Cassandra(cassandra) => cassandra.held(),
         }
     }
 
@@ -153,6 +176,7 @@ impl Archive {
                     .await
                     .map_err(panicked)?
             }
+            Self::Cassandra(cassandra) => cassandra.known().await,
         }
     }
 
@@ -168,6 +192,7 @@ impl Archive {
                     .await
                     .map_err(panicked)?
             }
+            Self::Cassandra(cassandra) => cassandra.append(&batch).await,
         }
     }
 
@@ -178,6 +203,7 @@ impl Archive {
     pub async fn page(&self, query: PageQuery) -> Result<Rows, ArchiveError> {
         match self {
             Self::Sqlite(sqlite) => read(sqlite, move |sqlite| sqlite.page(&query)).await,
+            Self::Cassandra(cassandra) => cassandra.page(&query).await,
         }
     }
 
@@ -198,6 +224,7 @@ impl Archive {
                 })
                 .await
             }
+            Self::Cassandra(cassandra) => cassandra.older_than(&log, &room, time_ms).await,
         }
     }
 
@@ -219,6 +246,10 @@ impl Archive {
                 })
                 .await
             }
+            Self::Cassandra(cassandra) => {
+                let range = (after, up_to);
+                cassandra.count(&log, &room, range, max_messages).await
+            }
         }
     }
 
@@ -237,6 +268,7 @@ impl Archive {
                     .await
                     .map_err(panicked)?
             }
+            Self::Cassandra(cassandra) => cassandra.quarantined(max_messages).await,
         }
     }
 
@@ -245,6 +277,7 @@ impl Archive {
     pub fn pages_read(&self) -> u64 {
         match self {
             Self::Sqlite(sqlite) => sqlite.pages_read(),
+            Self::Cassandra(cassandra) => cassandra.pages_read(),
         }
     }
 
@@ -265,6 +298,33 @@ impl Archive {
                     .await
                     .map_err(panicked)?
             }
+            Self::Cassandra(cassandra) => cassandra.find(&room, &id, after).await,
+        }
+    }
+}
+
+impl Quarantined {
+    /// A message that is a room's and that the archive does not take as a row.
+    pub(crate) fn of_row(
+        log: &str,
+        room: &RoomName,
+        message: &Message,
+        error: &dyn std::fmt::Display,
+    ) -> Self {
+        let nobody = Author {
+            user: String::new(),
+            client: String::new(),
+            info: None,
+            door: Door::Socket,
+        };
+        let author = message.author.as_ref().unwrap_or(&nobody);
+        let headers = weir_nats::message::stamp(room, author, &message.tags, &message.id);
+        Self {
+            seq: message.seq,
+            subject: room.stored_subject(log),
+            headers: headers_text(&headers),
+            data: message.data.clone(),
+            reason: error.to_string(),
         }
     }
 }

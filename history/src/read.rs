@@ -176,24 +176,30 @@ impl Reader {
     ) -> Result<(), ReadError> {
         let stream = &generation.stream;
         for _ in 0..TRIES_MAX {
+            let mut away = None;
             let held = self.held(stream);
             let watermark = held.end().min(end);
             if page.reached < watermark {
                 let range = (page.reached, watermark);
-                let rows = self.rows(left.query(place, room, range, false)).await?;
-                let reached = match rows.messages.last() {
-                    Some(last) if rows.more => last.seq,
-                    _ => watermark,
-                };
-                // What lies before this generation was proven when its own was held.
-                let from = page.reached.max(generation.from.just_before());
-                page.whole &= held.covers(from, reached);
-                page.reached = reached;
-                left.take(&rows.messages);
-                page.messages.extend(rows.messages.iter().cloned());
-                if rows.more || left.is_used_up() {
-                    page.more = rows.more || page.reached < end;
-                    return Ok(());
+                match self.rows(left.query(place, room, range, false)).await {
+                    Ok(rows) => {
+                        let reached = match rows.messages.last() {
+                            Some(last) if rows.more => last.seq,
+                            _ => watermark,
+                        };
+                        // What lies before this generation was proven when its own was held.
+                        let from = page.reached.max(generation.from.just_before());
+                        page.whole &= held.covers(from, reached);
+                        page.reached = reached;
+                        left.take(&rows.messages);
+                        page.messages.extend(rows.messages.iter().cloned());
+                        if rows.more || left.is_used_up() {
+                            page.more = rows.more || page.reached < end;
+                            return Ok(());
+                        }
+                    }
+                    // What is not older than the stream does not need the archive.
+                    Err(error) => away = Some(error),
                 }
             }
             if page.reached >= end {
@@ -217,6 +223,10 @@ impl Reader {
                 return Ok(());
             };
             if after.first.get() > page.reached.read_from() {
+                if let Some(error) = away {
+                    return Err(error);
+                }
+                self.archive_is_known()?;
                 if self.held(stream).end() > page.reached {
                     continue;
                 }
@@ -352,6 +362,7 @@ impl Reader {
                 let oldest = tail.messages.last().map(|oldest| oldest.seq);
                 let down_to = oldest.filter(|_| tail.more).unwrap_or(above);
                 if after.first.get() > down_to.read_from() {
+                    self.archive_is_known()?;
                     // Trimmed below the tail, after the watermark was read: the archive has it, or
                     // is about to, or it is a hole.
                     if self.held(stream).end() > above
@@ -370,9 +381,16 @@ impl Reader {
             }
             let up_to = top.map_or(held.end(), |top| top.min(held.end()));
             if low < up_to {
-                let rows = self
-                    .rows(left.query(place, room, (low, up_to), true))
-                    .await?;
+                let rows = self.rows(left.query(place, room, (low, up_to), true)).await;
+                let rows = match rows {
+                    Ok(rows) => rows,
+                    Err(error) => {
+                        return self
+                            .backward_without_archive(place, stream, (low, up_to), page, left)
+                            .await?
+                            .ok_or(error);
+                    }
+                };
                 let down_to = match rows.messages.last() {
                     Some(oldest) if rows.more => oldest.seq.just_before(),
                     _ => low,
@@ -385,6 +403,56 @@ impl Reader {
             return Ok(());
         }
         Err(ReadError::Trimmed(stream.clone()))
+    }
+
+    /// The archive did not answer: what is not older than the stream is read there. `None`: the page
+    /// needs what only the archive has.
+    async fn backward_without_archive(
+        &self,
+        place: &Place,
+        stream: &str,
+        (low, up_to): (Seq, Seq),
+        page: &mut Page,
+        left: &mut Left,
+    ) -> Result<Option<()>, ReadError> {
+        let end = Some(Seq::new(up_to.read_from()));
+        let tail = self
+            .replay
+            .backward(
+                stream,
+                &place.stored_subject,
+                end,
+                low,
+                left.messages,
+                left.bytes,
+            )
+            .await?;
+        let Some(after) = self.state_of(place, stream).await? else {
+            return Ok(None);
+        };
+        let oldest = tail.messages.last().filter(|_| tail.more);
+        let down_to = oldest.map_or(low, |oldest| oldest.seq.just_before());
+        if after.first.get() > down_to.read_from() {
+            return Ok(None);
+        }
+        left.take(&tail.messages);
+        page.more = tail.more || left.is_used_up();
+        page.messages.extend(tail.messages);
+        Ok(Some(()))
+    }
+
+    /// # Errors
+    /// Temporary, while the archive has never answered and nobody knows what it holds.
+    fn archive_is_known(&self) -> Result<(), ReadError> {
+        match &self.archive {
+            Some(archive) if !archive.is_connected() => {
+                Err(ReadError::Archive(Arc::new(ArchiveError {
+                    reason: "it has not answered yet, so what it holds is not known".to_owned(),
+                    temporary: true,
+                })))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// True if everything after `after` in the current epoch is still somewhere, no hole between.
@@ -411,6 +479,7 @@ impl Reader {
             if state.first.get() <= after.read_from() {
                 return Ok(true);
             }
+            self.archive_is_known()?;
             if self.held(&current.stream).end() == watermark
                 && !self
                     .nothing_was_lost(&current.stream, from, state.first)

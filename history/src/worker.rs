@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_nats::Client;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use weir_nats::ambient::random;
 use weir_nats::guard::Guard;
 use weir_nats::placement::{Generation, Slot};
 use weir_nats::replay::{Replay, Scanned, StreamState};
@@ -20,15 +22,20 @@ use weir_nats::{Placements, Seq};
 
 use crate::archive::{Archive, Batch, Quarantined, headers_text};
 use crate::held::{Held, proven};
+use crate::share::Share;
 
-/// Messages of one batch.
-const BATCH_MAX_MESSAGES: u32 = 1_000;
+/// Messages that are read from a stream at a time.
+const READ_MAX_MESSAGES: u32 = 1_000;
+/// Messages of one batch: with a backlog, rows of one room then come together.
+const BATCH_MAX_MESSAGES: usize = 16_384;
+/// Bytes of their payloads, beyond the last read.
+const BATCH_MAX_BYTES: usize = 8 << 20;
 /// Between looks at a stream that had nothing new; a publish of this process wakes it sooner.
 const IDLE_PAUSE: Duration = Duration::from_millis(250);
 /// After a wake-up, so that messages of the same moment share a transaction.
 const GATHER: Duration = Duration::from_millis(50);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(10);
+const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// Counters of the worker. Read at any time.
 #[derive(Debug, Default)]
@@ -57,6 +64,8 @@ pub struct Worker {
     metrics: Arc<WorkerMetrics>,
     /// Something was published: look now.
     wake: Arc<Notify>,
+    /// Over what workers of one archive hear of each other; `None`: there is no other.
+    among: Option<Client>,
 }
 
 impl Worker {
@@ -77,18 +86,35 @@ impl Worker {
             placements,
             metrics,
             wake,
+            among: None,
         }
     }
 
-    /// Runs one task per generation of every slot until `stop`.
+    /// The same, sharing the streams with the other workers of its archive.
+    #[must_use]
+    pub fn among_others(self, client: Client) -> Self {
+        Self {
+            among: Some(client),
+            ..self
+        }
+    }
+
+    /// Runs one task per generation of every slot that is this worker's, until `stop`.
     pub async fn run(self, tasks: TaskTracker, stop: CancellationToken) {
         let worker = Arc::new(self);
         let mut changes = worker.placements.changes();
+        let Some(mut share) = worker.join(&stop).await else {
+            return;
+        };
         let mut running: HashMap<String, CancellationToken> = HashMap::new();
         loop {
             let mut placed = HashMap::new();
             for slot in worker.placements.slots() {
                 for generation in slot.generations.iter() {
+                    let is_mine = |share: &Share| share.is_mine(&generation.stream);
+                    if !share.as_ref().is_none_or(is_mine) {
+                        continue;
+                    }
                     placed.insert(
                         generation.stream.clone(),
                         (slot.clone(), generation.clone()),
@@ -112,6 +138,32 @@ impl Worker {
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = changes.changed() => if changed.is_err() { return },
+                () = async {
+                    match &mut share {
+                        Some(share) => share.changed().await,
+                        None => std::future::pending().await,
+                    }
+                } => {}
+            }
+        }
+    }
+
+    /// Finds the other workers of the archive, as soon as it says which one it is. `None`: stopped.
+    async fn join(&self, stop: &CancellationToken) -> Option<Option<Share>> {
+        // A file has one process.
+        let (Some(client), Archive::Cassandra(_)) = (&self.among, &self.archive) else {
+            return Some(None);
+        };
+        loop {
+            if let Some(archive) = self.archive.id() {
+                match Share::join(client.clone(), &archive, stop.clone()).await {
+                    Ok(share) => return Some(Some(share)),
+                    Err(error) => tracing::warn!(%error, "other workers are not heard yet"),
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return None,
+                () = tokio::time::sleep(RETRY_FIRST) => {}
             }
         }
     }
@@ -156,7 +208,9 @@ impl Worker {
                 Err(error) => {
                     self.metrics.retries.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(stream = %generation.stream, %error, "archiving is tried again");
-                    let wait = pause;
+                    // Anywhere in the pause, so that workers that failed together do not come back together.
+                    let share = f64::from(u16::from_be_bytes(random())) / f64::from(u16::MAX);
+                    let wait = pause.mul_f64(share);
                     pause = (pause * 2).min(RETRY_MAX);
                     wait
                 }
@@ -177,6 +231,9 @@ impl Worker {
     ) -> Result<Step, String> {
         let stream = &generation.stream;
         let text = |error: &dyn std::fmt::Display| error.to_string();
+        if !self.archive.is_connected() {
+            return Err("the archive has not answered yet".to_owned());
+        }
         let held_end = self
             .archive
             .held()
@@ -189,12 +246,7 @@ impl Worker {
         if before.last <= held_end {
             return Ok(self.drained(slot, generation).await);
         }
-        let filter = format!("log.{}.>", slot.log);
-        let page = self
-            .replay
-            .scan(stream, &filter, held_end, BATCH_MAX_MESSAGES)
-            .await;
-        let page = page.map_err(|e| text(&e))?;
+        let page = self.gather(slot, stream, held_end, before.last).await?;
         // Read after the page: only what the stream still reached down to is proven.
         let after = self.replay.state(stream).await.map_err(|e| text(&e))?;
         if !*gate.borrow() || after.created != before.created {
@@ -222,6 +274,30 @@ impl Worker {
             (true, true) => Step::WroteAll,
             (true, false) => Step::WroteSome,
         })
+    }
+
+    /// Reads on from `after`: to the end, or as much as a batch may have.
+    async fn gather(
+        &self,
+        slot: &Slot,
+        stream: &str,
+        after: Seq,
+        end: Seq,
+    ) -> Result<Vec<Scanned>, String> {
+        let filter = format!("log.{}.>", slot.log);
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        let mut at = after;
+        while at < end && page.len() < BATCH_MAX_MESSAGES && bytes < BATCH_MAX_BYTES {
+            let read = self.replay.scan(stream, &filter, at, READ_MAX_MESSAGES);
+            let read = read.await.map_err(|error| error.to_string())?;
+            let Some(last) = read.last() else {
+                break;
+            };
+            at = last.seq;
+            bytes += read.iter().map(|one| one.payload.len()).sum::<usize>();
+            page.extend(read);
+        }
+        Ok(page)
     }
 
     /// Everything is archived. An old generation is then taken off the placement.

@@ -32,6 +32,17 @@ pub fn slot_of(log: &str, partition: u8, slots: u16) -> u16 {
         .expect("a log has at least one slot")
 }
 
+/// The member that something belongs to, by the same hashing: one more member takes its share and
+/// moves nothing else. `None` if there are no members.
+#[must_use]
+pub fn owner_of<'a>(what: &str, members: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    members.into_iter().max_by_key(|member| {
+        let hash = fnv1a(FNV_OFFSET, what.as_bytes());
+        let hash = mix(fnv1a(fnv1a(hash, b"/"), member.as_bytes()));
+        (hash, *member)
+    })
+}
+
 const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 
 fn fnv1a(mut hash: u64, bytes: &[u8]) -> u64 {
@@ -54,6 +65,26 @@ fn mix(mut hash: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_member_that_goes_leaves_only_its_own_to_the_others() {
+        let members = ["a", "b", "c", "d"];
+        let streams: Vec<String> = (0..400).map(|nth| format!("ROOMS_{nth}")).collect();
+        let before = |what: &str| owner_of(what, members).unwrap();
+        let after = |what: &str| owner_of(what, members.into_iter().filter(|m| *m != "c")).unwrap();
+        for what in &streams {
+            let (before, after) = (before(what), after(what));
+            assert!(
+                before == after || before == "c",
+                "{what}: {before} to {after}"
+            );
+        }
+        for member in members {
+            let share = streams.iter().filter(|what| before(what) == member).count();
+            assert!((60..=140).contains(&share), "{member} has {share} of 400");
+        }
+        assert_eq!(owner_of("x", []), None);
+    }
 
     #[test]
     fn partitions_are_stable_for_ever() {

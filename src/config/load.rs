@@ -342,8 +342,25 @@ fn read_history(s: &mut Section<'_>) -> History {
 fn read_archive(s: &mut Section<'_>) -> Archive {
     let d = Archive::default();
     Archive {
-        kind: s.choice("kind", d.kind, &[("sqlite", ArchiveKind::Sqlite)]),
+        kind: s.choice(
+            "kind",
+            d.kind,
+            &[
+                ("sqlite", ArchiveKind::Sqlite),
+                ("cassandra", ArchiveKind::Cassandra),
+            ],
+        ),
         path: PathBuf::from(s.string("path", &d.path.to_string_lossy())),
+        nodes: s.strings("nodes", &d.nodes),
+        keyspace: s.string("keyspace", &d.keyspace),
+        replication_factor: s.int("replication_factor", d.replication_factor, 1..=16),
+        datacenter: s.string("datacenter", &d.datacenter),
+        user: s.string("user", &d.user),
+        password_file: PathBuf::from(s.string("password_file", "")),
+        tls: s.bool("tls", d.tls),
+        tls_ca_file: PathBuf::from(s.string("tls_ca_file", "")),
+        tls_cert_file: PathBuf::from(s.string("tls_cert_file", "")),
+        tls_key_file: PathBuf::from(s.string("tls_key_file", "")),
         allowed_lag: s.duration("allowed_lag", d.allowed_lag),
     }
 }

@@ -491,6 +491,8 @@ impl Default for History {
 pub enum ArchiveKind {
     /// One file on this machine.
     Sqlite,
+    /// A keyspace in a Cassandra cluster.
+    Cassandra,
 }
 
 /// `[archive]`
@@ -498,8 +500,28 @@ pub enum ArchiveKind {
 pub struct Archive {
     /// Which archive.
     pub kind: ArchiveKind,
-    /// Its file; relative to the data folder.
+    /// SQLite: its file; relative to the data folder.
     pub path: PathBuf,
+    /// Cassandra: `host:port` of some nodes.
+    pub nodes: Vec<String>,
+    /// Cassandra: the keyspace.
+    pub keyspace: String,
+    /// Cassandra: copies of each row, where the keyspace is created.
+    pub replication_factor: u8,
+    /// Cassandra: the data centre to talk to; empty: any.
+    pub datacenter: String,
+    /// Cassandra: the user; empty: none.
+    pub user: String,
+    /// Cassandra: a file with its password.
+    pub password_file: PathBuf,
+    /// Cassandra: speak TLS.
+    pub tls: bool,
+    /// Cassandra: certificate authorities (PEM); empty: those of this machine.
+    pub tls_ca_file: PathBuf,
+    /// Cassandra: our certificate chain and key (PEM), where nodes ask for one.
+    pub tls_cert_file: PathBuf,
+    /// See `tls_cert_file`.
+    pub tls_key_file: PathBuf,
     /// How far the archive may be behind the log. A log that keeps messages for less is refused.
     pub allowed_lag: Duration,
 }
@@ -509,6 +531,16 @@ impl Default for Archive {
         Self {
             kind: ArchiveKind::Sqlite,
             path: PathBuf::from("archive.db"),
+            nodes: vec!["127.0.0.1:9042".to_owned()],
+            keyspace: "weir".to_owned(),
+            replication_factor: 3,
+            datacenter: String::new(),
+            user: String::new(),
+            password_file: PathBuf::new(),
+            tls: false,
+            tls_ca_file: PathBuf::new(),
+            tls_cert_file: PathBuf::new(),
+            tls_key_file: PathBuf::new(),
             allowed_lag: Duration::from_secs(3_600),
         }
     }

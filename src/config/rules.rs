@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use weir_history::read::WINDOW_MAX_MESSAGES;
 
-use super::{Config, Namespace, Problem};
+use super::{Archive, Config, Namespace, Problem};
 
 /// Names of streams and buckets that are not logs.
 const RESERVED_LOGS: [&str; 4] = ["weir", "kv", "obj", "mqtt"];
@@ -406,11 +406,75 @@ fn sizes_and_times(config: &Config, rules: &mut Rules<'_>) {
             "write a folder, such as \"data\"",
         );
     }
-    if config.archive.path.as_os_str().is_empty() {
+    archive(&config.archive, rules);
+}
+
+fn archive(archive: &Archive, rules: &mut Rules<'_>) {
+    if archive.path.as_os_str().is_empty() {
         rules.bad(
             "archive.path",
             "it is empty",
             "write a file, such as \"archive.db\"",
+        );
+    }
+    if archive.nodes.is_empty() {
+        rules.bad("archive.nodes", "there is none", "write [\"host:9042\"]");
+    }
+    for node in &archive.nodes {
+        let port = node.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+        if !matches!(port, Some(Ok(port)) if port != 0) {
+            rules.bad(
+                "archive.nodes",
+                format!("{node:?} has no port"),
+                "write \"host:9042\"",
+            );
+        }
+    }
+    // These two stand in statements, where nothing can be bound.
+    let is_name = |text: &str, others: &str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || others.contains(c);
+        text.chars().all(plain)
+    };
+    let keyspace = &archive.keyspace;
+    let begins = keyspace.starts_with(|c: char| c.is_ascii_lowercase());
+    if !begins
+        || keyspace.len() > 48
+        || !is_name(keyspace, "_")
+        || keyspace.contains(|c: char| c.is_ascii_uppercase())
+    {
+        rules.bad(
+            "archive.keyspace",
+            format!("{keyspace:?} is no keyspace's name"),
+            "write 1 to 48 of a-z, 0-9 and _, beginning with a letter",
+        );
+    }
+    if !is_name(&archive.datacenter, "_-.") {
+        rules.bad(
+            "archive.datacenter",
+            format!("{:?} is no data centre's name", archive.datacenter),
+            "write letters, digits, _, - and .",
+        );
+    }
+    if archive.user.is_empty() != archive.password_file.as_os_str().is_empty() {
+        rules.bad(
+            "archive.password_file",
+            "a user without a password, or a password without a user",
+            "set both archive.user and archive.password_file, or neither",
+        );
+    }
+    if archive.tls_cert_file.as_os_str().is_empty() != archive.tls_key_file.as_os_str().is_empty() {
+        rules.bad(
+            "archive.tls_key_file",
+            "a certificate without its key, or a key without its certificate",
+            "set both archive.tls_cert_file and archive.tls_key_file, or neither",
+        );
+    }
+    let files = [&archive.tls_ca_file, &archive.tls_cert_file];
+    if !archive.tls && files.iter().any(|file| !file.as_os_str().is_empty()) {
+        rules.bad(
+            "archive.tls",
+            "certificates are named, and TLS is off",
+            "set archive.tls = true, or remove the tls_… files",
         );
     }
 }

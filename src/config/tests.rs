@@ -322,7 +322,7 @@ const BROKEN: &[(&str, usize, &str, &str)] = &[
         "[[channel.namespaces]]\nname = \"ab\"\nhistory_size = 10001",
         3,
         "channel.namespaces.ab.history_size",
-        "write at most 10000, as a read walks the window, or -1",
+        "write at most 10000, as the messages of a window are counted, or -1",
     ),
     (
         "[channel.without_namespace]\nallow_presence_for_client = true",
@@ -422,10 +422,41 @@ const BROKEN: &[(&str, usize, &str, &str)] = &[
         "\"memory\"",
     ),
     (
-        "[archive]\nkind = \"cassandra\"",
+        "[archive]\nkind = \"tape\"",
         2,
         "archive.kind",
-        "\"sqlite\"",
+        "\"cassandra\"",
+    ),
+    (
+        "[archive]\nkeyspace = \"Weir; DROP\"",
+        2,
+        "archive.keyspace",
+        "a-z, 0-9 and _",
+    ),
+    (
+        "[archive]\ndatacenter = \"a'b\"",
+        2,
+        "archive.datacenter",
+        "letters",
+    ),
+    (
+        "[archive]\nnodes = [\"localhost\"]",
+        2,
+        "archive.nodes",
+        "host:9042",
+    ),
+    ("[archive]\nnodes = []", 2, "archive.nodes", "host:9042"),
+    (
+        "[archive]\nuser = \"weir\"",
+        0,
+        "archive.password_file",
+        "archive.user",
+    ),
+    (
+        "[archive]\ntls_ca_file = \"ca.pem\"",
+        0,
+        "archive.tls",
+        "tls = true",
     ),
     (
         "[archive]\nallowed_lag = \"100h\"",

@@ -164,6 +164,7 @@ impl Reader {
                 continue;
             };
             if state.first.get() > above.read_from() {
+                self.archive_is_known()?;
                 if self.held(stream).end() > above
                     || self.nothing_was_lost(stream, above, state.first).await
                 {

@@ -4,10 +4,11 @@
 use std::sync::PoisonError;
 
 use rusqlite::{Connection, ErrorCode, params};
-use weir_nats::{Author, Door, Message, RoomName, Seq};
+use weir_nats::Message;
+use weir_nats::Seq;
 
 use super::{Sqlite, Writer, room_id_checked, to_i64, to_seq};
-use crate::archive::{Appended, ArchiveError, Batch, Quarantined, headers_text};
+use crate::archive::{Appended, ArchiveError, Batch, Quarantined};
 use crate::held::Held;
 
 /// Ids of rooms remembered by the writer.
@@ -80,7 +81,7 @@ impl Writer {
             let inserted = match insert(&transaction, room_id, stream_id, message) {
                 Ok(inserted) => inserted,
                 Err(error) if is_of_the_row(&error) => {
-                    let refused = Quarantined::from_row(&batch.log, room, message, &error);
+                    let refused = Quarantined::of_row(&batch.log, room, message, &error);
                     quarantine(&transaction, stream, &refused)?;
                     appended.refused += 1;
                     continue;
@@ -206,25 +207,4 @@ fn write_held(connection: &Connection, stream: &str, new: &Held) -> rusqlite::Re
             ])?;
     }
     Ok(())
-}
-
-impl Quarantined {
-    /// A message that SQLite does not take as a row.
-    fn from_row(log: &str, room: &RoomName, message: &Message, error: &rusqlite::Error) -> Self {
-        let nobody = Author {
-            user: String::new(),
-            client: String::new(),
-            info: None,
-            door: Door::Socket,
-        };
-        let author = message.author.as_ref().unwrap_or(&nobody);
-        let headers = weir_nats::message::stamp(room, author, &message.tags, &message.id);
-        Self {
-            seq: message.seq,
-            subject: room.stored_subject(log),
-            headers: headers_text(&headers),
-            data: message.data.clone(),
-            reason: error.to_string(),
-        }
-    }
 }

@@ -1,0 +1,114 @@
+//! Knows: every statement that reads or writes rows, prepared. Never: what the rows mean.
+//!
+//! Values are always bound, never written into a statement.
+
+use super::driver::{Driver, Statement};
+use crate::archive::ArchiveError;
+
+macro_rules! statements {
+    ($($(#[doc = $doc:expr])+ $name:ident: $cql:expr,)+) => {
+        /// Prepared statements; `{}` is the keyspace.
+        #[derive(Debug)]
+        pub(super) struct Statements {
+            $($(#[doc = $doc])+ pub(super) $name: Statement,)+
+        }
+
+        impl Statements {
+            /// # Errors
+            /// When the cluster does not answer, or the tables are not there.
+            pub(super) async fn prepare(driver: &Driver, keyspace: &str) -> Result<Self, ArchiveError> {
+                Ok(Self {
+                    $($name: driver.prepare(&$cql.replacen("{}", keyspace, 1)).await?,)+
+                })
+            }
+        }
+    };
+}
+
+statements! {
+    /// log, stream, slot, epoch, from, created, timestamp (µs).
+    insert_stream: "INSERT INTO {}.streams (log, stream, slot, epoch, from_seq, created)
+        VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP ?",
+    /// log, stream, sequence, id, time (ms), timestamp: the sequence.
+    insert_known: "INSERT INTO {}.streams (log, stream, seq, msg_id, time_ms)
+        VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?",
+    /// All streams.
+    select_streams: "SELECT log, stream, slot, epoch, from_seq, created, seq, msg_id, time_ms FROM {}.streams",
+    /// log, stream, from, to, timestamp: `to`.
+    insert_held: "INSERT INTO {}.held (log, stream, from_seq, to_seq) VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
+    /// All ranges.
+    select_held: "SELECT stream, from_seq, to_seq FROM {}.held",
+    /// log, stream, from: one range's end.
+    select_held_end: "SELECT to_seq FROM {}.held WHERE log = ? AND stream = ? AND from_seq = ?",
+    /// log, stream, up to, timestamp: `up to`.
+    insert_intent: "INSERT INTO {}.intents (log, stream, up_to) VALUES (?, ?, ?) USING TIMESTAMP ?",
+    /// log, stream.
+    select_intent: "SELECT up_to FROM {}.intents WHERE log = ? AND stream = ?",
+    /// log, room, epoch, bucket, offset, id, envelope, timestamp: the message's time (µs).
+    insert_message: "INSERT INTO {}.messages (log, room, epoch, bucket, off, id, msg)
+        VALUES (?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ?",
+    /// log, room, epoch, bucket, after, up to, limit.
+    select_forward: "SELECT off, id, msg FROM {}.messages
+        WHERE log = ? AND room = ? AND epoch = ? AND bucket = ? AND off > ? AND off <= ?
+        ORDER BY off ASC, id ASC LIMIT ?",
+    /// log, room, epoch, bucket, after, up to, limit.
+    select_backward: "SELECT off, id, msg FROM {}.messages
+        WHERE log = ? AND room = ? AND epoch = ? AND bucket = ? AND off > ? AND off <= ?
+        ORDER BY off DESC, id DESC LIMIT ?",
+    /// The same without payloads: offset, id, and the timestamp (µs) of the envelope.
+    select_keys_backward: "SELECT off, id, writetime(msg) FROM {}.messages
+        WHERE log = ? AND room = ? AND epoch = ? AND bucket = ? AND off > ? AND off <= ?
+        ORDER BY off DESC, id DESC LIMIT ?",
+    /// log, room, bucket, epoch, timestamp (µs).
+    insert_room_bucket: "INSERT INTO {}.room_buckets (log, room, bucket, epoch) VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
+    /// log, room, from, to, limit.
+    select_buckets_forward: "SELECT bucket, epoch FROM {}.room_buckets
+        WHERE log = ? AND room = ? AND bucket >= ? AND bucket <= ? ORDER BY bucket ASC, epoch ASC LIMIT ?",
+    /// log, room, from, to, limit.
+    select_buckets_backward: "SELECT bucket, epoch FROM {}.room_buckets
+        WHERE log = ? AND room = ? AND bucket >= ? AND bucket <= ? ORDER BY bucket DESC, epoch DESC LIMIT ?",
+    /// log, user, room, bucket, epoch, timestamp (µs).
+    insert_user_bucket: "INSERT INTO {}.user_buckets (log, user, room, bucket, epoch)
+        VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?",
+    /// stream, day, second, offset, timestamp: higher for lower offsets.
+    insert_second: "INSERT INTO {}.stream_seconds (stream, day, sec, off) VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
+    /// stream, day, from second.
+    select_second: "SELECT off FROM {}.stream_seconds WHERE stream = ? AND day = ? AND sec >= ? LIMIT 1",
+    /// stream, sequence, subject, headers, payload, reason, timestamp (µs).
+    insert_quarantine: "INSERT INTO {}.quarantine (stream, seq, subject, headers, data, reason)
+        VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP ?",
+    /// stream, limit.
+    select_quarantine: "SELECT seq, subject, headers, data, reason FROM {}.quarantine WHERE stream = ? LIMIT ?",
+}
+
+/// Columns of `streams`, in the order of its statement.
+pub(super) type StreamRow = (
+    String,
+    String,
+    Option<i32>,
+    Option<String>,
+    Option<i64>,
+    Option<String>,
+    Option<i64>,
+    Option<String>,
+    Option<i64>,
+);
+
+impl Statements {
+    pub(super) async fn streams(
+        &self,
+        driver: &Driver,
+        max_rows: usize,
+    ) -> Result<Vec<StreamRow>, ArchiveError> {
+        driver.scan(&self.select_streams, (), max_rows).await
+    }
+
+    /// Stream, from, to.
+    pub(super) async fn held(
+        &self,
+        driver: &Driver,
+        max_rows: usize,
+    ) -> Result<Vec<(String, i64, i64)>, ArchiveError> {
+        driver.scan(&self.select_held, (), max_rows).await
+    }
+}
