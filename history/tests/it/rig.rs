@@ -34,6 +34,7 @@ pub(crate) const STREAM: &str = "ROOMS_0";
 const IN_FLIGHT_MAX: usize = 200;
 
 pub(crate) struct Rig {
+    #[allow(dead_code, reason = "the tests of power/ use it")]
     pub(crate) url: String,
     pub(crate) links: Links,
     pub(crate) js: Context,
@@ -99,6 +100,7 @@ impl Rig {
 
     /// One more Weir at a nats-server that another process started. `known` is what its archive
     /// knows.
+    #[allow(dead_code, reason = "the tests of power/ use it")]
     pub(crate) async fn beside(url: String, known: Vec<(String, Known)>) -> Self {
         Self::join(url, tempfile::tempdir().unwrap(), None, known).await
     }

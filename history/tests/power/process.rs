@@ -150,7 +150,7 @@ async fn is_cut_off() {
     };
     say("");
     if let Ok(nats) = std::env::var(NATS) {
-        return archive_the_log(&file, nats).await;
+        return Box::pin(archive_the_log(&file, nats)).await;
     }
     let synchronous = match std::env::var(SYNCHRONOUS).as_deref() {
         Ok("Normal") => Synchronous::Normal,
