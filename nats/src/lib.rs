@@ -3,6 +3,7 @@
 pub mod ambient;
 mod barrier;
 pub mod connect;
+pub mod figures;
 pub mod guard;
 pub mod message;
 pub mod partition;

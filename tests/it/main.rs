@@ -12,7 +12,11 @@
 
 mod absent;
 mod archive;
+mod at_risk;
+mod bot_recovers;
 mod checker;
+mod deploy;
+mod far_behind;
 mod forged;
 mod frozen;
 mod harness;

@@ -1,6 +1,7 @@
 //! Knows: the archive as one SQLite file: WAL, `synchronous = FULL`, one writer, a few readers.
-//! Never: NATS, frames. Only this folder names rusqlite: write.rs appends, read.rs reads.
+//! Never: NATS, frames. Only this folder names rusqlite: write.rs appends, read.rs reads, list.rs walks all of it.
 
+mod list;
 mod read;
 mod write;
 
@@ -179,7 +180,7 @@ fn connect(path: &Path, synchronous: Synchronous) -> rusqlite::Result<Connection
     let connection = Connection::open(path)?;
     connection.busy_timeout(Duration::from_millis(BUSY_MS))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // Lost no committed row in a power cut; NORMAL did (tests/power).
+    // Lost no committed row in a power cut; NORMAL did (tests/it/power).
     let synchronous = match synchronous {
         Synchronous::Full => "FULL",
         Synchronous::Normal => "NORMAL",
@@ -189,18 +190,28 @@ fn connect(path: &Path, synchronous: Synchronous) -> rusqlite::Result<Connection
     Ok(connection)
 }
 
+/// A key of `meta`, made if it is missing. One that is there is only read, so that an archive that another process writes to
+/// is opened without waiting for it.
 fn meta(
     connection: &Connection,
     key: &str,
     first: impl FnOnce() -> String,
 ) -> rusqlite::Result<String> {
+    let read = || {
+        connection
+            .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| {
+                row.get(0)
+            })
+            .optional()
+    };
+    if let Some(there) = read()? {
+        return Ok(there);
+    }
     connection.execute(
         "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO NOTHING",
         params![key, first()],
     )?;
-    connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| {
-        row.get(0)
-    })
+    read()?.ok_or(rusqlite::Error::QueryReturnedNoRows)
 }
 
 fn room_id(connection: &Connection, log: &str, room: &RoomName) -> rusqlite::Result<Option<i64>> {

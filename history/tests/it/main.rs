@@ -3,9 +3,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod archive;
-mod holes;
-mod pages;
+#[macro_use]
 mod rig;
+
+mod archive;
+mod cassandra;
+mod holes;
+mod listing;
+mod names;
+#[path = "../../../tests/support/cassandra.rs"]
+mod node;
+mod pages;
+mod power;
 mod service;
+mod storm;
+mod times;
 mod window;

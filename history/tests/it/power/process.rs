@@ -16,9 +16,9 @@ use weir_nats::placement::Generation;
 use weir_nats::position::Epoch;
 use weir_nats::{Message, Seq};
 
-use crate::archived::Row;
+use crate::power::archived::Row;
+use crate::power::{below, until};
 use crate::rig::{Rig, author, room};
-use crate::{below, until};
 
 /// Its archive. Set by [`Process::start`] only.
 const FILE: &str = "WEIR_POWER_FILE";
@@ -61,7 +61,7 @@ impl Process {
 
     fn start(file: &Path, settings: &[(&str, &str)]) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "process::is_cut_off", "--include-ignored"])
+            .args(["--exact", "power::process::is_cut_off", "--include-ignored"])
             .args(["--nocapture", "--test-threads=2"])
             .env(FILE, file)
             .envs(settings.iter().copied())

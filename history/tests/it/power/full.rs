@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,9 +14,9 @@ use weir_history::held::Held;
 use weir_nats::placement::Generation;
 use weir_nats::{Message, Seq};
 
-use crate::WITHIN;
-use crate::archived;
-use crate::disk::Disk;
+use crate::power::WITHIN;
+use crate::power::archived;
+use crate::power::disk::Disk;
 use crate::rig::{Rig, STREAM, all_forward, author, room};
 
 const DISK_MIB: u64 = 64;
@@ -51,7 +50,7 @@ async fn a_full_disk_is_waited_for() {
     fill(&ballast);
     rig.publish_big(&room, BIG_MESSAGES, BIG_BYTES).await;
     let deadline = Instant::now() + WITHIN;
-    while worker.metrics.retries.load(Ordering::Relaxed) < 2 {
+    while worker.metrics.counts.retries.value() < 2 {
         assert!(Instant::now() < deadline, "retries are counted");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -95,5 +94,5 @@ async fn a_full_disk_is_waited_for() {
     assert_eq!(rows[STREAM].rows.len(), 300 + BIG_MESSAGES);
     assert_eq!(rows[STREAM].held, rows[STREAM].ranges());
     assert_eq!(rows[STREAM].held.ranges(), [(1, 300 + BIG_MESSAGES as u64)]);
-    assert_eq!(worker.metrics.conflicts.load(Ordering::Relaxed), 0);
+    assert_eq!(worker.metrics.counts.conflicts.value(), 0);
 }

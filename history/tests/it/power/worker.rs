@@ -10,11 +10,11 @@ use bytes::Bytes;
 use weir_history::held::Held;
 use weir_nats::Seq;
 
-use crate::archived::{self, Archived};
-use crate::disk::{Cut, Disk};
-use crate::process::Process;
-use crate::rig::{Rig, STREAM, rooms};
-use crate::{below, either};
+use crate::power::archived::{self, Archived};
+use crate::power::below;
+use crate::power::disk::{Cut, Disk};
+use crate::power::process::Process;
+use crate::rig::{Rig, STREAM, either, rooms};
 
 const DISK_MIB: u64 = 512;
 const CUT_WITHIN_MS: u64 = 700;

@@ -9,10 +9,11 @@ use weir_history::held::Held;
 use weir_history::sqlite::Synchronous;
 use weir_nats::Seq;
 
-use crate::archived::{self, Archived};
-use crate::disk::{Cut, Disk};
-use crate::process::{Process, Said, row};
-use crate::{below, either};
+use crate::power::archived::{self, Archived};
+use crate::power::below;
+use crate::power::disk::{Cut, Disk};
+use crate::power::process::{Process, Said, row};
+use crate::rig::either;
 
 /// Room for every row of a run.
 const DISK_MIB: u64 = 1_024;

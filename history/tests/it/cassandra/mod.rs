@@ -1,12 +1,8 @@
 //! What only the archive in Cassandra does, against a real node: rows that are never overwritten,
 //! a keyspace that is emptied under a running process, pages over many buckets and epochs.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 mod backlog;
-#[path = "../it/rig.rs"]
-#[allow(dead_code, reason = "shared with the other tests")]
-mod rig;
+mod ring;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,20 +14,31 @@ use weir_history::{Archive, CassandraConfig};
 use weir_nats::placement::Generation;
 use weir_nats::{Author, Door, Epoch, Message, RoomName, Seq};
 
+use crate::node::{Keyspace, shared_node};
+use crate::rig::{NODE_WITHIN, room};
+
 const LOG: &str = "rooms";
 const WITHIN: Duration = Duration::from_secs(30);
 
-fn node() -> String {
-    std::env::var("WEIR_TEST_CASSANDRA").expect("WEIR_TEST_CASSANDRA names a node")
+/// A keyspace of the test's own, and how to reach it.
+struct Own {
+    config: CassandraConfig,
+    _keyspace: Keyspace,
 }
 
-fn config() -> CassandraConfig {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).unwrap();
+fn config() -> Own {
+    let keyspace = Keyspace::new(shared_node());
+    Own {
+        config: config_at(vec![shared_node().to_owned()], keyspace.name(), 1),
+        _keyspace: keyspace,
+    }
+}
+
+pub(crate) fn config_at(nodes: Vec<String>, keyspace: &str, copies: u8) -> CassandraConfig {
     CassandraConfig {
-        nodes: vec![node()],
-        keyspace: format!("t_{}", data_encoding::HEXLOWER.encode(&bytes)),
-        replication_factor: 1,
+        nodes,
+        keyspace: keyspace.to_owned(),
+        replication_factor: copies,
         datacenter: None,
         credentials: None,
         tls: None,
@@ -40,12 +47,9 @@ fn config() -> CassandraConfig {
 
 async fn open(config: &CassandraConfig) -> Archive {
     let archive = Archive::cassandra(config.clone()).await.unwrap();
-    assert!(archive.is_connected(), "the node answers");
+    let connected = tokio::time::timeout(NODE_WITHIN, archive.connected());
+    connected.await.expect("the node answers");
     archive
-}
-
-fn room(name: &str) -> RoomName {
-    RoomName::parse(name).unwrap()
 }
 
 fn message(seq: u64, time_ms: i64, id: &str, data: &[u8]) -> Message {
@@ -117,7 +121,8 @@ async fn offsets(archive: &Archive, room: &RoomName, reverse: bool, size: u32) -
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_go_over_buckets_and_epochs_both_ways() {
-    let archive = open(&config()).await;
+    let own = config();
+    let archive = open(&own.config).await;
     let room = room("chat:lobby");
     // Two epochs meet in one bucket; between the others lie empty ones.
     let width = 1 << 20;
@@ -206,7 +211,8 @@ async fn pages_go_over_buckets_and_epochs_both_ways() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_written_over_another_message() {
-    let config = config();
+    let own = config();
+    let config = own.config.clone();
     let room = room("chat:lobby");
     let row = |id: &str, time, text: &str| (room.clone(), message(5, time, id, text.as_bytes()));
     {
@@ -240,7 +246,8 @@ async fn nothing_is_written_over_another_message() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_keyspace_emptied_under_a_running_process_is_noticed_before_anything_is_claimed() {
-    let config = config();
+    let own = config();
+    let config = own.config.clone();
     let archive = open(&config).await;
     let other = scylla(&config).await;
     let id = archive.id().unwrap();
@@ -277,7 +284,11 @@ async fn a_keyspace_emptied_under_a_running_process_is_noticed_before_anything_i
             error.temporary && error.reason.contains("emptied"),
             "{error}"
         ),
-        Ok(_) => assert_eq!(held.unwrap().ranges(), [(11, 12)], "1 to 10 are not claimed"),
+        Ok(_) => assert_eq!(
+            held.unwrap().ranges(),
+            [(11, 12)],
+            "1 to 10 are not claimed"
+        ),
     }
     let deadline = tokio::time::Instant::now() + WITHIN;
     while archive.id().unwrap() == id {
@@ -302,7 +313,8 @@ async fn a_keyspace_emptied_under_a_running_process_is_noticed_before_anything_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_and_payloads_of_every_kind_come_back() {
-    let archive = open(&config()).await;
+    let own = config();
+    let archive = open(&own.config).await;
     let names = [
         "chat:'; DROP KEYSPACE weir; --",
         "chat:\"quoted\"",

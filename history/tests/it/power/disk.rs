@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 
 use weir_nats::ambient::random;
 
-use crate::until;
+use crate::power::until;
 
 /// Folders of these tests in the system's folder for temporary files.
 const PREFIX: &str = "weir-power-";
