@@ -14,6 +14,7 @@ mod names;
 #[path = "../../../tests/support/cassandra.rs"]
 mod node;
 mod pages;
+mod power;
 mod service;
 mod storm;
 mod times;
