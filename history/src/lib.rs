@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod cassandra;
+pub mod erase;
 pub mod held;
 pub mod read;
 pub mod service;

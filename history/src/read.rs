@@ -1,6 +1,7 @@
 //! Knows: THE read path: one order over archive and stream, and what it proves. Never: SQL, frames.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use moka::future::Cache;
@@ -8,7 +9,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use weir_nats::ambient::now_ms;
 use weir_nats::placement::{Generation, Place};
 use weir_nats::replay::{Replay, ReplayError, StreamState};
-use weir_nats::{Message, Position, RoomName, Seq};
+use weir_nats::{Message, Orders, Position, RoomName, Seq};
 
 use crate::archive::{Archive, ArchiveError, PageQuery, Rows};
 use crate::held::Held;
@@ -21,6 +22,8 @@ pub use window::{WINDOW_MAX_MESSAGES, Window};
 const CACHE_MAX_BYTES: u64 = 64 << 20;
 /// Tries of a page whose tail was trimmed while it was read.
 const TRIES_MAX: usize = 5;
+/// Reads that fill up one page whose messages are erased and not gone yet.
+const REFILLS_MAX: usize = 50;
 /// Pages being read for clients at a time in this process, so that many clients do not multiply the
 /// memory of a page; the others wait their turn.
 const PAGES_AT_ONCE_MAX: usize = 32;
@@ -68,6 +71,9 @@ pub struct Reader {
     archive: Option<Archive>,
     replay: Replay,
     pages: Cache<PageQuery, Arc<Rows>>,
+    orders: Orders,
+    /// The orders that were there when the last pages were kept.
+    pages_version: Arc<AtomicU64>,
 }
 
 impl Reader {
@@ -78,7 +84,15 @@ impl Reader {
             archive,
             replay,
             pages: page_cache(CACHE_MAX_BYTES),
+            orders: Orders::default(),
+            pages_version: Arc::default(),
         }
+    }
+
+    /// The same without what these orders erase, whatever archive and streams still have of it.
+    #[must_use]
+    pub fn with_orders(self, orders: Orders) -> Self {
+        Self { orders, ..self }
     }
 
     /// The same with another bound on the bytes of archive pages kept; 0 keeps none.
@@ -90,11 +104,73 @@ impl Reader {
         }
     }
 
-    /// Messages after `after`, oldest first, across generations.
+    /// Messages after `after`, oldest first, across generations. Those that are erased were there and
+    /// are left out: they are reached.
     ///
     /// # Errors
     /// When a tier does not answer.
     pub async fn forward(
+        &self,
+        place: &Place,
+        room: &RoomName,
+        after: Seq,
+        up_to: Option<Seq>,
+        max_messages: u32,
+        max_bytes: u32,
+    ) -> Result<Page, ReadError> {
+        let mut page = self
+            .forward_with_erased(place, room, after, up_to, max_messages, max_bytes)
+            .await?;
+        let mut dropped = self.drop_erased(place, room, &mut page.messages);
+        for _ in 0..REFILLS_MAX {
+            let mut left = Left::new(max_messages, max_bytes);
+            left.take(&page.messages);
+            if !dropped || !page.more || left.is_used_up() {
+                break;
+            }
+            let from = page.reached;
+            let mut next = self
+                .forward_with_erased(place, room, from, up_to, left.messages, left.bytes)
+                .await?;
+            dropped = self.drop_erased(place, room, &mut next.messages);
+            page.messages.append(&mut next.messages);
+            page.reached = next.reached;
+            page.more = next.more;
+            page.whole &= next.whole;
+        }
+        // Asked after the page: a row that had left before it was read is known of now.
+        page.whole &= after >= self.expired_to(place, room).await?;
+        Ok(page)
+    }
+
+    /// True if something was erased.
+    fn drop_erased(
+        &self,
+        place: &Place,
+        room: &RoomName,
+        messages: &mut Vec<Arc<Message>>,
+    ) -> bool {
+        let matcher = self.orders.matcher();
+        if matcher.is_empty() {
+            return false;
+        }
+        let before = messages.len();
+        messages.retain(|message| !matcher.is_erased(&place.log, room, message));
+        messages.len() < before
+    }
+
+    /// Up to where the archive has let a room's rows go by age.
+    async fn expired_to(&self, place: &Place, room: &RoomName) -> Result<Seq, ReadError> {
+        match &self.archive {
+            Some(archive) => {
+                let expired = archive.expired_to(place.log.clone(), room.clone());
+                Ok(expired.await.map_err(Arc::new)?)
+            }
+            None => Ok(Seq::ZERO),
+        }
+    }
+
+    async fn forward_with_erased(
         &self,
         place: &Place,
         room: &RoomName,
@@ -110,10 +186,7 @@ impl Reader {
             more: false,
             whole: true,
         };
-        let mut left = Left {
-            messages: max_messages,
-            bytes: max_bytes,
-        };
+        let mut left = Left::new(max_messages, max_bytes);
         let retired = lowest(place).min(up_to);
         if page.reached < retired && self.archive.is_some() {
             self.forward_retired(place, room, retired, &mut page, &mut left)
@@ -278,11 +351,43 @@ impl Reader {
         }))
     }
 
-    /// Messages below `before` (or the newest), newest first, across generations.
+    /// Messages below `before` (or the newest), newest first, across generations, without those that
+    /// are erased.
     ///
     /// # Errors
     /// When a tier does not answer.
     pub async fn backward(
+        &self,
+        place: &Place,
+        room: &RoomName,
+        before: Option<Seq>,
+        max_messages: u32,
+        max_bytes: u32,
+    ) -> Result<Page, ReadError> {
+        let mut page = self
+            .backward_with_erased(place, room, before, max_messages, max_bytes)
+            .await?;
+        let mut oldest = page.messages.last().map(|oldest| oldest.seq);
+        let mut dropped = self.drop_erased(place, room, &mut page.messages);
+        for _ in 0..REFILLS_MAX {
+            let mut left = Left::new(max_messages, max_bytes);
+            left.take(&page.messages);
+            if !dropped || !page.more || left.is_used_up() {
+                break;
+            }
+            let mut next = self
+                .backward_with_erased(place, room, oldest, left.messages, left.bytes)
+                .await?;
+            oldest = next.messages.last().map(|oldest| oldest.seq);
+            dropped = self.drop_erased(place, room, &mut next.messages);
+            page.messages.append(&mut next.messages);
+            page.more = next.more;
+            page.whole &= next.whole;
+        }
+        Ok(page)
+    }
+
+    async fn backward_with_erased(
         &self,
         place: &Place,
         room: &RoomName,
@@ -296,10 +401,7 @@ impl Reader {
             more: false,
             whole: true,
         };
-        let mut left = Left {
-            messages: max_messages,
-            bytes: max_bytes,
-        };
+        let mut left = Left::new(max_messages, max_bytes);
         // Everything at or below `top` is still to be read.
         let mut top = before.map(Seq::just_before);
         for generation in place.generations.iter().rev() {
@@ -601,6 +703,7 @@ impl Reader {
             let outside = archive.older_than(place.log.clone(), room.clone(), oldest_ms);
             floor = floor.max(outside.await.map_err(Arc::new)?.unwrap_or(Seq::ZERO));
         }
+        floor = floor.max(self.expired_to(place, room).await?);
         let mut page = if reverse {
             let mut page = self
                 .backward(place, room, since, max_messages, max_bytes)
@@ -678,6 +781,11 @@ impl Reader {
         let Some(archive) = self.archive.clone() else {
             return Ok(Arc::default());
         };
+        let version = self.orders.version();
+        if self.pages_version.swap(version, Ordering::AcqRel) != version {
+            // They are not shown any more; this is so that they are not kept either.
+            self.pages.invalidate_all();
+        }
         let open_ended = PageQuery {
             up_to: Seq::MAX,
             ..query.clone()
@@ -717,6 +825,10 @@ struct Left {
 }
 
 impl Left {
+    const fn new(messages: u32, bytes: u32) -> Self {
+        Self { messages, bytes }
+    }
+
     fn take(&mut self, messages: &[Arc<Message>]) {
         let bytes: usize = messages.iter().map(|message| message.data.len()).sum();
         let count = u32::try_from(messages.len()).unwrap_or(u32::MAX);

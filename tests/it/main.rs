@@ -13,6 +13,7 @@
 mod absent;
 mod archive;
 mod checker;
+mod erase;
 mod forged;
 mod frozen;
 mod harness;

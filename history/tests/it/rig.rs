@@ -25,7 +25,7 @@ use weir_nats::message::stamp;
 use weir_nats::placement::Place;
 use weir_nats::replay::Replay;
 use weir_nats::stream::{LogConfig, Storage, context};
-use weir_nats::{Author, Door, Message, Placements, RoomName, Seq};
+use weir_nats::{Author, Door, Message, Orders, Placements, RoomName, Seq};
 
 /// Longest wait for anything.
 pub(crate) const WITHIN: Duration = Duration::from_secs(12);
@@ -123,7 +123,13 @@ impl Rig {
             replicas: 1,
             duplicate_window: Duration::from_secs(120),
         };
-        let guard = Guard::start(&links, vec![log], placements.clone(), Vec::new());
+        let guard = Guard::start(
+            &links,
+            vec![log],
+            placements.clone(),
+            Vec::new(),
+            Orders::default(),
+        );
         let guard = Box::pin(guard).await.unwrap();
         Self {
             js: context(links.live.clone()),
