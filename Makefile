@@ -1,11 +1,15 @@
 # `make up` to try it, `make test` before a change lands.
-.PHONY: up test test-long lint doc bench fuzz
+.PHONY: up cassandra test test-long lint doc bench fuzz
 
 # Builds Weir, finds or fetches nats-server, starts both. ARGS="--config FILE --data DIR" for your own.
 up:
 	cargo build --release --locked
 	@scripts/get-nats-server.sh >/dev/null
 	@exec $${CARGO_TARGET_DIR:-target}/release/weir up $(ARGS)
+
+# A real Cassandra for the archive, on 127.0.0.1:9042 until Ctrl-C; ARGS="--help" for what it can do.
+cassandra:
+	@exec scripts/cassandra.sh $(ARGS)
 
 # Everything, in a few minutes; the last line is `N passed, N failed`.
 test:

@@ -16,7 +16,8 @@ step() {
   local name=$1 log="$results/$1.log" status=0 ok bad
   shift
   printf '\n== %s: %s\n' "$name" "$*"
-  "$@" 2>&1 | tee "$log" || status=$?
+  # Nothing that a step leaves behind may hold the pipe that the node of Cassandra listens to.
+  { "$@" 2>&1 | tee "$log"; } 7>&- || status=$?
   # Two runners: cargo's `test result: ok. 3 passed; 0 failed`, node's `# pass 3` or `ℹ pass 3`.
   read -r ok bad < <(awk '
     /^test result: / { for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) ok += $(i - 1); if ($i ~ /^failed/) bad += $(i - 1) } }
@@ -30,15 +31,18 @@ step() {
   if [ "$bad" -ne 0 ]; then failures+=("$name ($log)"); fi
 }
 
-have_or_install() { # PROGRAM PACKAGE…
-  local program=$1
+install() { # WHAT PACKAGE…
+  local what=$1
   shift
-  command -v "$program" >/dev/null && return 0
   if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" && return 0
   fi
-  echo "$program is missing; install it: apt-get install $*" >&2
+  echo "$what is missing; install it: apt-get install $*" >&2
   return 1
+}
+
+have_or_install() { # PROGRAM PACKAGE…
+  command -v "$1" >/dev/null || install "$@"
 }
 
 sdk_ready() {
@@ -47,12 +51,57 @@ sdk_ready() {
   npm ci --prefix tests/sdk --no-audit --no-fund
 }
 
+# One node of Cassandra for all tests, on free ports and in a folder of its own. It ends when pipe 7 does: with this script.
+node_folder=
+node_script=
+stop_node() {
+  exec 7>&-
+  [ -z "$node_script" ] || wait "$node_script" 2>/dev/null
+  [ -z "$node_folder" ] || rm -rf "$node_folder"
+}
+trap stop_node EXIT
+trap 'exit 130' INT TERM HUP
+
+free_port() {
+  local port
+  while port=$((10000 + RANDOM % 22000)) && (exec 6<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
+  echo "$port"
+}
+
+start_node() {
+  local port
+  if ! scripts/cassandra.sh java >/dev/null 2>&1; then install "Java 17" openjdk-17-jdk-headless || return 1; fi
+  if ! ls -d .tools/cassandra/*/lib >/dev/null 2>&1; then have_or_install mvn maven || return 1; fi
+  port=$(free_port)
+  node_folder=$(mktemp -d "${TMPDIR:-/tmp}/weir-test-cassandra.XXXXXX") || return 1
+  exec 7> >(exec scripts/cassandra.sh --light --throwaway --until-eof --data "$node_folder" \
+    --port "$port" --storage-port "$(free_port)" --jmx-port 0 >"$results/cassandra-node.log" 2>&1)
+  node_script=$!
+  export WEIR_TEST_CASSANDRA=127.0.0.1:$port
+}
+
+node_ready() {
+  local began=$SECONDS
+  if [ -z "$node_script" ]; then echo "it was not started; the reason is above" && return 1; fi
+  while [ ! -e "$node_folder/node1/ready" ] && kill -0 "$node_script" 2>/dev/null; do sleep 0.1; done
+  cat "$results/cassandra-node.log"
+  [ -e "$node_folder/node1/ready" ] && echo "waited $((SECONDS - began)) s for it"
+}
+
 nats_server=$(scripts/get-nats-server.sh) || { echo "0 passed, 1 failed"; exit 1; }
 export WEIR_NATS_SERVER=$nats_server
+
+# It comes up while clippy works.
+own_node=
+if [ -z "${WEIR_TEST_CASSANDRA:-}" ]; then
+  own_node=1
+  start_node
+fi
 
 step format cargo fmt --all --check
 step clippy cargo clippy --workspace --all-targets --locked -- -D warnings
 step doc env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+if [ -n "$own_node" ]; then step cassandra node_ready; fi
 # The longest tests are ignored unless asked for.
 long=()
 if [ "${WEIR_TEST_LONG:-}" = 1 ]; then long=(-- --include-ignored); fi

@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use weir_nats::figures::{Figure, Sample};
 
 /// What a probe says: ready, or why not.
 pub type Verdict = Result<(), String>;
@@ -103,6 +104,30 @@ pub fn sample(text: &mut String, name: &str, kind: &str, help: &str) {
     text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
 }
 
+/// Writes a metric with its samples.
+pub fn write_figure(text: &mut String, figure: &Figure) {
+    sample(text, figure.name, figure.kind, figure.help);
+    for Sample {
+        suffix,
+        labels,
+        value,
+    } in &figure.samples
+    {
+        text.push_str(figure.name);
+        text.push_str(suffix);
+        for (nth, (name, value)) in labels.iter().enumerate() {
+            text.push_str(if nth == 0 { "{" } else { "," });
+            let value = value.replace('\\', r"\\").replace('"', "\\\"");
+            text.push_str(&format!("{name}=\"{}\"", value.replace('\n', r"\n")));
+        }
+        text.push_str(if labels.is_empty() { " " } else { "} " });
+        match *value {
+            f64::INFINITY => text.push_str("+Inf\n"),
+            value => text.push_str(&format!("{value}\n")),
+        }
+    }
+}
+
 /// Serves until `stop`.
 ///
 /// # Errors
@@ -185,6 +210,27 @@ mod tests {
         assert_eq!(asked.load(Ordering::SeqCst), 2);
         draining.cancel();
         assert!(admin.verdict().await.is_err());
+    }
+
+    #[test]
+    fn a_figure_is_written_with_its_labels() {
+        let mut figure = Figure::new("weir_some", "Some.", "gauge");
+        figure.sample("", Vec::new(), 3.0);
+        figure.sample(
+            "_sum",
+            vec![("a", "x\"\\\n".into()), ("b", "y".into())],
+            0.25,
+        );
+        figure.sample("", vec![("le", "+Inf".into())], f64::INFINITY);
+        let mut text = String::new();
+        write_figure(&mut text, &figure);
+        let expected = r#"# HELP weir_some Some.
+# TYPE weir_some gauge
+weir_some 3
+weir_some_sum{a="x\"\\\n",b="y"} 0.25
+weir_some{le="+Inf"} +Inf
+"#;
+        assert_eq!(text, expected);
     }
 
     #[tokio::test(start_paused = true)]

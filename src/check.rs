@@ -123,18 +123,18 @@ pub async fn run(loaded: &Loaded) -> Report {
 }
 
 /// The NATS to look at.
-struct Target {
-    url: String,
+pub(crate) struct Target {
+    pub(crate) url: String,
     /// The configuration names it; else it is that of `weir up`, which need not run now.
-    named: bool,
-    live: NatsUser,
-    reads: NatsUser,
-    door: NatsUser,
+    pub(crate) named: bool,
+    pub(crate) live: NatsUser,
+    pub(crate) reads: NatsUser,
+    pub(crate) door: NatsUser,
     system: NatsUser,
 }
 
 impl Target {
-    fn new(loaded: &Loaded) -> Result<Self, String> {
+    pub(crate) fn new(loaded: &Loaded) -> Result<Self, String> {
         let config = &loaded.config;
         let named = loaded.given.keys().any(|key| key.starts_with("nats."));
         let nats = config.nats.clone();

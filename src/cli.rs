@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::{Args, Parser, Subcommand};
 use weir_authz::token::mint;
 
+use crate::archive_cli::{self, ArchiveCommand};
 use crate::config::{Config, ConfigFile, Loaded, Sources, parse_duration};
 use crate::node::{self, Mode};
 use crate::roles::token_settings;
@@ -47,33 +48,36 @@ enum Command {
         #[arg(long)]
         channel: Option<String>,
     },
+    /// Look at the archive, move it, compare it with the log; Weir may run meanwhile
+    #[command(subcommand)]
+    Archive(ArchiveCommand),
 }
 
-#[derive(Debug, Args)]
-struct Common {
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Common {
     /// The configuration file
     #[arg(long, env = "WEIR_CONFIG")]
-    config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
     /// The data folder (key data_dir)
     #[arg(long, env = "WEIR_DATA")]
-    data: Option<PathBuf>,
+    pub(crate) data: Option<PathBuf>,
     /// Any key: --set http_server.port=9000; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
-    sets: Vec<(String, String)>,
+    pub(crate) sets: Vec<(String, String)>,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).ok_or_else(|| "write 25s, 2m or 72h".to_owned())
 }
 
-fn key_value(text: &str) -> Result<(String, String), String> {
+pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
     text.split_once('=')
         .map(|(key, value)| (key.trim().to_owned(), value.to_owned()))
         .ok_or_else(|| "write KEY=VALUE".to_owned())
 }
 
 impl Common {
-    fn load(&self, default: &ConfigFile<'_>) -> Result<Loaded, String> {
+    pub(crate) fn load(&self, default: &ConfigFile<'_>) -> Result<Loaded, String> {
         let file = self
             .config
             .as_deref()
@@ -109,6 +113,15 @@ pub fn run() -> ExitCode {
             ttl,
             channel,
         } => token(common, user, *ttl, channel.as_deref()),
+        Command::Archive(command) => {
+            with_runtime(command.common(), &ConfigFile::None, |loaded| async move {
+                match Box::pin(archive_cli::run(command, &loaded)).await {
+                    Ok(code) => code,
+                    Err(archive_cli::Failure::Config(errors)) => wrong(&errors),
+                    Err(archive_cli::Failure::Failed(error)) => failed(&error),
+                }
+            })
+        }
     }
 }
 
@@ -183,14 +196,14 @@ fn with_runtime<F: Future<Output = ExitCode>>(
     }
 }
 
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     // A reader who went away (`weir check | head`) is no failure of ours.
     if std::io::stdout().lock().write_all(text.as_bytes()).is_err() {
         tracing::debug!("standard output is closed");
     }
 }
 
-fn complain(text: &str) {
+pub(crate) fn complain(text: &str) {
     if writeln!(
         std::io::stderr().lock(),
         "weir: {}",

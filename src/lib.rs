@@ -1,10 +1,12 @@
 //! Weir: the edge messaging layer on NATS, as one process with every role.
 //!
 //! `cli` reads the command, `config` reads and checks every setting, `node` runs the roles, `nats_server` keeps a nats-server
-//! of our own, `admin` shows the inside, `check` says what is wrong before anything starts.
+//! of our own, `admin` shows the inside, `check` says what is wrong before anything starts, `archive_cli` looks
+//! after the archive.
 
 pub mod admin;
 pub mod archive;
+mod archive_cli;
 pub mod check;
 pub mod cli;
 pub mod config;

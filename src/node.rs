@@ -17,7 +17,7 @@ use tokio::sync::RwLock;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, Admin, Metrics, Probe, sample};
+use crate::admin::{self, Admin, Metrics, Probe, sample, write_figure};
 use crate::config::{self, Config, Loaded, NatsUser, Secret};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::nats_server::{Files, NatsServer, NatsServerError};
@@ -199,9 +199,8 @@ fn role_metrics(running: Running) -> Metrics {
         let Ok(running) = running.try_read() else {
             return; // starting or stopping at this very moment
         };
-        for (name, help, kind, value) in running.iter().flat_map(Roles::figures) {
-            sample(text, name, kind, help);
-            text.push_str(&format!("{name} {value}\n"));
+        for figure in running.iter().flat_map(Roles::figures) {
+            write_figure(text, &figure);
         }
     })
 }

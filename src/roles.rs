@@ -34,6 +34,7 @@ use weir_history::{Archive, Reader, Window, Worker, WorkerMetrics};
 use weir_nats::ambient::now_ms;
 use weir_nats::connect::{ConnectConfig, Credentials, LinkTimes, Links};
 use weir_nats::erasure::watch::{Apply, Identity, Watch};
+use weir_nats::figures::Figure;
 use weir_nats::guard::Guard;
 use weir_nats::publish::{ArchiveLookup, PublishLimits, Publisher, PublisherParts, Saw};
 use weir_nats::replay::Replay;
@@ -152,7 +153,7 @@ impl Roles {
             },
             &tasks,
         );
-        let worker_metrics = Arc::new(WorkerMetrics::default());
+        let worker_metrics = Arc::new(WorkerMetrics::new(config.archive.allowed_lag));
         tasks.spawn(eraser.run(stop.clone()));
         if let Some(oldest_ms) = oldest_ms(config) {
             tasks.spawn(expire(archive.clone(), oldest_ms, stop.clone()));
@@ -181,8 +182,10 @@ impl Roles {
             tasks: tasks.clone(),
             suspect: suspect(suspicion),
         });
-        let forgetful = hub.clone();
+        let (forgetful, pages) = (hub.clone(), reader.clone());
         let apply: Apply = Arc::new(move || {
+            // They are not shown any more; this is so that they are not kept either.
+            pages.forget();
             let hub = forgetful.clone();
             Box::pin(async move { hub.forget_erased().await })
         });
@@ -296,65 +299,25 @@ impl Roles {
         }
     }
 
-    /// Every figure: name, help, kind, value.
+    /// Every figure.
     #[must_use]
-    pub fn figures(&self) -> Vec<(&'static str, &'static str, &'static str, i64)> {
-        use std::sync::atomic::{AtomicU64, Ordering};
-        let read =
-            |value: &AtomicU64| i64::try_from(value.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
-        let worker = &self.worker;
-        let waiting = i64::try_from(self.edge.publisher.waiting_bytes()).unwrap_or(i64::MAX);
-        let mut figures = self.edge.metrics.read();
-        figures.extend([
-            (
-                "weir_publish_waiting_bytes",
-                "Bytes that wait to be published.",
-                "gauge",
-                waiting,
-            ),
-            (
-                "weir_erasure_orders",
-                "Orders of erasure in force.",
-                "gauge",
-                i64::try_from(self.orders.count()).unwrap_or(i64::MAX),
-            ),
-            (
-                "weir_archive_rows",
-                "Rows written.",
-                "counter",
-                read(&worker.rows),
-            ),
-            (
-                "weir_archive_batches",
-                "Batches written.",
-                "counter",
-                read(&worker.batches),
-            ),
-            (
-                "weir_archive_retries",
-                "Batches tried again.",
-                "counter",
-                read(&worker.retries),
-            ),
-            (
-                "weir_archive_quarantined",
-                "Messages of streams that are no room's.",
-                "counter",
-                read(&worker.quarantined),
-            ),
-            (
-                "weir_archive_conflicts",
-                "Offsets at which another message was archived before.",
-                "counter",
-                read(&worker.conflicts),
-            ),
-            (
-                "weir_archive_lag_messages",
-                "Messages that the archive is behind the log.",
-                "gauge",
-                read(&worker.lag_messages),
-            ),
-        ]);
+    pub fn figures(&self) -> Vec<Figure> {
+        let mut figures = self.edge.metrics.figures();
+        figures.push(Figure::single(
+            "weir_publish_waiting_bytes",
+            "Bytes that wait to be published.",
+            "gauge",
+            self.edge.publisher.waiting_bytes() as f64,
+        ));
+        figures.push(Figure::single(
+            "weir_erasure_orders",
+            "Orders of erasure in force.",
+            "gauge",
+            self.orders.count() as f64,
+        ));
+        figures.extend(self.worker.figures());
+        let from_rings = self.edge.metrics.recovered_from_ring.value();
+        figures.extend(self.edge.reader.metrics().read(from_rings));
         figures
     }
 
@@ -563,7 +526,7 @@ pub fn token_settings(config: &Config) -> TokenSettings {
     }
 }
 
-fn connect_config(config: &Config) -> ConnectConfig {
+pub(crate) fn connect_config(config: &Config) -> ConnectConfig {
     let credentials = |user: &config::NatsUser| Credentials {
         user: user.user.clone(),
         password: user.password.expose().to_owned(),

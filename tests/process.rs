@@ -1,7 +1,9 @@
-//! Knows: the process `weir` from outside: start, signals, kill -9, takeover, strangers, wrong configurations, exit codes, and
-//! what each NATS user may do on the shipped nats.conf.
+//! Knows: the process `weir` from outside: start, signals, kill -9, takeover, strangers, wrong configurations, exit codes,
+//! the commands of `weir archive`, and what each NATS user may do on the shipped nats.conf.
 //! Never: rooms from inside; `tests/it` has those.
 
+#[path = "process/archive.rs"]
+mod archive;
 #[path = "process/permissions.rs"]
 mod permissions;
 #[path = "process/weir.rs"]

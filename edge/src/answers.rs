@@ -2,6 +2,7 @@
 
 use async_nats::client::RequestErrorKind;
 use bytes::Bytes;
+use weir_history::Ask;
 use weir_nats::publish::{Outcome, Refusal};
 use weir_nats::{RoomName, Seq};
 
@@ -43,13 +44,17 @@ pub(crate) async fn read_history(
         .since
         .as_ref()
         .map(|(offset, _)| Seq::new((*offset).min(Seq::MAX.get())));
+    let ask = Ask {
+        since,
+        reverse: request.reverse,
+        ..Ask::default()
+    };
     let page = edge
         .reader
         .history(
             &place,
             room,
-            since,
-            request.reverse,
+            ask,
             &namespace.window,
             limit,
             edge.settings.bounds.reply_max_bytes,

@@ -14,6 +14,7 @@ use weir_nats::{Epoch, Orders, Placements, RoomName, Seq};
 
 use crate::link::Link;
 use crate::metrics::Metrics;
+use crate::ring_fill::RingFill;
 use crate::room::MemberId;
 use crate::room_task::{self, Command, FromRing, RoomTask};
 use crate::settings::{EdgeSettings, Namespace};
@@ -249,8 +250,21 @@ impl Hub {
         let Some(since) = since else {
             return Ok(joined);
         };
-        match join.from_ring {
+        let mut from_ring = join.from_ring;
+        if let FromRing::Filling(done) = &from_ring {
+            done.cancelled().await;
+            let (reply, answer) = oneshot::channel();
+            let again = Command::Ask {
+                since: since.clone(),
+                reply,
+            };
+            let asked = joined.membership.commands.send(again).await;
+            asked.map_err(|_| JoinError::Unavailable)?;
+            from_ring = answer.await.map_err(|_| JoinError::Unavailable)?;
+        }
+        match from_ring {
             FromRing::NotAsked => {}
+            FromRing::Filling(_) => return Err(JoinError::Unavailable),
             FromRing::Unproven => joined.recovered = Some(false),
             FromRing::Unavailable => return Err(JoinError::Unavailable),
             FromRing::Entries {
@@ -342,6 +356,7 @@ impl Hub {
             window: namespace.window,
             shared: Arc::clone(&self.0),
             own: handle.commands.downgrade(),
+            ring_fill: RingFill::default(),
         };
         self.0.metrics.rooms.add(1);
         self.0.tasks.spawn(task.run(queue, recovering));

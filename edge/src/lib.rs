@@ -11,6 +11,7 @@ pub mod origin;
 pub mod outbox;
 pub mod protocol;
 pub mod rate;
+mod ring_fill;
 pub mod room;
 mod room_task;
 pub mod seats;

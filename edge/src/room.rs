@@ -36,6 +36,17 @@ pub struct Entry {
     pub publication: Bytes,
 }
 
+/// Older messages of a room: all that lie in (`after`, `up_to`].
+#[derive(Clone, Debug)]
+pub struct Past {
+    /// Oldest first.
+    pub entries: Vec<Entry>,
+    /// Below the oldest.
+    pub after: Seq,
+    /// At or above the newest.
+    pub up_to: Seq,
+}
+
 /// Names a member of a room; never reused within one room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MemberId {
@@ -174,15 +185,31 @@ impl<S> Room<S> {
         Some(self.ring.range(start..))
     }
 
-    /// Feeds older entries, oldest first, that end where the ring begins. `floor` is the offset
-    /// after which they are whole. Used once, when the room is opened for a recovery.
-    pub fn fill(&mut self, entries: Vec<Entry>, floor: Seq) {
-        if !self.ring.is_empty() || floor > self.have {
+    /// Asks: the offset after which the ring is whole.
+    #[must_use]
+    pub fn floor(&self) -> Seq {
+        self.floor
+    }
+
+    /// Asks: how many older messages the ring could take.
+    #[must_use]
+    pub fn ring_space(&self) -> usize {
+        self.limits
+            .ring_max_messages
+            .saturating_sub(self.ring.len())
+    }
+
+    /// Feeds older entries, oldest first. If they are whole up to where the ring begins, they are
+    /// its beginning from now on.
+    pub fn fill(&mut self, past: Past) {
+        if past.up_to != self.floor || past.after >= self.floor {
             return;
         }
-        self.ring_bytes = entries.iter().map(|entry| entry.frame.len()).sum();
-        self.ring = entries.into();
-        self.floor = floor;
+        for entry in past.entries.into_iter().rev() {
+            self.ring_bytes += entry.frame.len();
+            self.ring.push_front(entry);
+        }
+        self.floor = past.after;
         self.trim(self.limits.ring_max_bytes);
     }
 

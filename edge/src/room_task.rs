@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use weir_history::Window;
 use weir_nats::ambient::now_ms;
 use weir_nats::erasure::author_key;
@@ -19,7 +20,8 @@ use crate::hub::{Membership, Shared, Since};
 use crate::link::{Link, Signal};
 use crate::outbox::Pushed;
 use crate::protocol::code::UnsubscribeCode;
-use crate::room::{Entry, MemberId, Paged, Room, Step, Turn};
+use crate::ring_fill::{RingFill, Source};
+use crate::room::{Entry, MemberId, Paged, Past, Room, Step, Turn};
 
 /// Messages and bytes of one repair read.
 const REPAIR_PAGE_MAX_MESSAGES: u32 = 200;
@@ -54,6 +56,13 @@ pub(crate) enum Command {
         id: MemberId,
         reply: oneshot::Sender<Turn>,
     },
+    /// Asks again for what the ring has, for a member that has joined.
+    Ask {
+        since: Since,
+        reply: oneshot::Sender<FromRing>,
+    },
+    /// The ring's past was read.
+    Past(Past),
     /// A page of the log for a member that is behind, from the entry `from` on.
     Page {
         id: MemberId,
@@ -103,6 +112,9 @@ pub(crate) enum FromRing {
         publications: Vec<Bytes>,
         cursor: Seq,
     },
+    /// The ring does not reach back that far, and what it may get of the past is being read: ask
+    /// again when this has ended.
+    Filling(CancellationToken),
     /// The ring does not reach back that far.
     ReadLog(Place),
 }
@@ -117,6 +129,7 @@ pub(crate) struct RoomTask {
     pub(crate) window: Window,
     pub(crate) shared: Arc<Shared>,
     pub(crate) own: mpsc::WeakSender<Command>,
+    pub(crate) ring_fill: RingFill,
 }
 
 /// Encodes a message for all JSON members at once. What is not JSON gives an empty frame.
@@ -175,41 +188,28 @@ impl RoomTask {
         let have = last.map_or(state.last, |delivery| delivery.message.seq);
         let mut room = Room::new(current.epoch.clone(), have, limits);
         if recovering {
-            self.fill(place, &mut room).await;
+            let source = self.source(place);
+            if let Some(past) = source.read(have, limits.ring_max_messages).await {
+                self.take_past(&mut room, past);
+            }
+            self.ring_fill.is_done();
         }
         Ok((subscriber, room))
     }
 
-    /// Reads the room's newest messages once, for everyone who comes back to it. A failure costs
-    /// only that: each of them then reads for itself.
-    async fn fill(&self, place: &Place, room: &mut Room<Arc<Link>>) {
-        let limits = self.shared.settings.bounds.ring;
-        let max_messages = u32::try_from(limits.ring_max_messages).unwrap_or(u32::MAX);
-        let max_bytes = u32::try_from(limits.ring_max_bytes / 2).unwrap_or(u32::MAX);
-        let read = self
-            .shared
-            .reader
-            .backward(place, &self.name, None, max_messages, max_bytes);
-        match read.await {
-            Ok(page) if page.whole => {
-                let from = place.current().from;
-                let newest_first = page
-                    .messages
-                    .iter()
-                    .filter(|message| message.seq >= from && message.seq <= room.have());
-                let mut entries: Vec<_> = newest_first.map(|m| encode(&self.name, m)).collect();
-                entries.reverse();
-                if let Some(oldest) = entries.first() {
-                    let floor = oldest.seq.just_before();
-                    room.fill(entries, floor);
-                    self.shared
-                        .metrics
-                        .ring_bytes
-                        .add(to_i64(room.ring_bytes()));
-                }
-            }
-            Ok(_) => {}
-            Err(error) => tracing::debug!(room = %self.name, %error, "ring not filled"),
+    /// Takes what was read of the past, and keeps the count of all rings.
+    fn take_past(&self, room: &mut Room<Arc<Link>>, past: Past) {
+        let before = room.ring_bytes();
+        room.fill(past);
+        let delta = to_i64(room.ring_bytes()) - to_i64(before);
+        self.shared.metrics.ring_bytes.add(delta);
+    }
+
+    fn source(&self, place: &Place) -> Source {
+        Source {
+            shared: Arc::clone(&self.shared),
+            name: self.name.clone(),
+            place: place.clone(),
         }
     }
 
@@ -498,6 +498,13 @@ impl RoomTask {
                     Turn::Full | Turn::Log(_) => self.catch_up(room, id),
                 }
             }
+            Command::Ask { since, reply } => {
+                let from_ring = Box::pin(self.ask_ring(room, &since)).await?;
+                if reply.send(from_ring).is_err() {
+                    tracing::trace!(room = %self.name, "the joiner left meanwhile");
+                }
+            }
+            Command::Past(past) => room.fill(past),
             Command::Turn { id, reply } => {
                 let turn = room.turn(id, |link, frame| link.push(frame));
                 if reply.send(turn).is_err() {
@@ -607,7 +614,15 @@ impl RoomTask {
         let max_messages = client.recovery_max_publication_limit as usize;
         let max_bytes = self.shared.settings.bounds.reply_max_bytes as usize;
         let Some(entries) = room.since(since.offset) else {
-            return Ok(FromRing::ReadLog(place.clone()));
+            let missing = room.ring_space();
+            let filling = if missing == 0 {
+                None
+            } else {
+                let source = self.source(place);
+                self.ring_fill
+                    .start(&source, room.floor(), missing, &self.own)
+            };
+            return Ok(filling.map_or_else(|| FromRing::ReadLog(place.clone()), FromRing::Filling));
         };
         let oldest_ms = self
             .window

@@ -285,25 +285,6 @@ impl Archive {
         }
     }
 
-    /// What is in quarantine, by stream and sequence, at most `max_messages`.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub async fn quarantined(
-        &self,
-        max_messages: u32,
-    ) -> Result<Vec<(String, Quarantined)>, ArchiveError> {
-        match self {
-            Self::Sqlite(sqlite) => {
-                let sqlite = Arc::clone(sqlite);
-                tokio::task::spawn_blocking(move || sqlite.quarantined(max_messages))
-                    .await
-                    .map_err(panicked)?
-            }
-            Self::Cassandra(cassandra) => cassandra.quarantined(max_messages).await,
-        }
-    }
-
     /// How many pages were read from it since it was opened.
     #[must_use]
     pub fn pages_read(&self) -> u64 {
@@ -468,7 +449,8 @@ impl Quarantined {
     }
 
     /// A message that is a room's and that the archive does not take as a row.
-    pub(crate) fn of_row(
+    #[must_use]
+    pub fn of_row(
         log: &str,
         room: &RoomName,
         message: &Message,
@@ -525,7 +507,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Reads on a blocking thread. Turns are waited for here and not there, as the writer needs one.
-async fn read<T: Send + 'static>(
+pub(crate) async fn read<T: Send + 'static>(
     sqlite: &Arc<Sqlite>,
     work: impl FnOnce(&Sqlite) -> Result<T, ArchiveError> + Send + 'static,
 ) -> Result<T, ArchiveError> {

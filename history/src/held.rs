@@ -56,6 +56,46 @@ impl Held {
                 .iter()
                 .any(|(from, to)| *from <= after.read_from() && up_to.get() <= *to)
     }
+
+    /// True if this one sequence is held.
+    #[must_use]
+    pub fn has(&self, seq: Seq) -> bool {
+        self.covers(seq.just_before(), seq)
+    }
+
+    /// What lies between `from` and the end and is not held, both ends included.
+    #[must_use]
+    pub fn holes(&self, from: Seq) -> Vec<(u64, u64)> {
+        let mut holes = Vec::new();
+        let mut expected = from.get();
+        for (from, to) in &self.0 {
+            if *from > expected {
+                holes.push((expected, from - 1));
+            }
+            expected = expected.max(to.saturating_add(1));
+        }
+        holes
+    }
+
+    /// What is held here and not there.
+    #[must_use]
+    pub fn minus(&self, other: &Self) -> Self {
+        let mut left = Self::default();
+        for (from, to) in &self.0 {
+            let mut from = *from;
+            for (a, b) in &other.0 {
+                if *b < from || *a > *to {
+                    continue;
+                }
+                if *a > from {
+                    left.add(Seq::new(from), Seq::new(a - 1));
+                }
+                from = b.saturating_add(1);
+            }
+            left.add(Seq::new(from), Seq::new(*to));
+        }
+        left
+    }
 }
 
 /// What a page of a stream proves, read after `held_end`: `seqs` are what came, in order, and
@@ -96,6 +136,24 @@ mod tests {
         assert!(held.covers(Seq::new(8), Seq::new(9)));
         assert!(held.covers(Seq::new(9), Seq::new(9)));
         assert!(!held.covers(Seq::new(9), Seq::new(10)));
+    }
+
+    #[test]
+    fn holes_and_differences() {
+        let held = Held::from_ranges([(5, 9), (12, 12), (20, 30)]);
+        assert_eq!(held.holes(Seq::new(1)), [(1, 4), (10, 11), (13, 19)]);
+        assert_eq!(held.holes(Seq::new(12)), [(13, 19)]);
+        assert!(Held::default().holes(Seq::new(1)).is_empty());
+        assert!(held.has(Seq::new(12)) && !held.has(Seq::new(11)));
+        let minus = |other: &[(u64, u64)]| held.minus(&Held::from_ranges(other.to_vec())).0;
+        assert_eq!(minus(&[]), held.0);
+        assert_eq!(minus(&[(1, 40)]), []);
+        assert_eq!(
+            minus(&[(1, 6), (8, 12), (25, 26)]),
+            [(7, 7), (20, 24), (27, 30)]
+        );
+        assert_eq!(minus(&[(1, 4), (31, 50)]), held.0);
+        assert_eq!(minus(&[(30, 50)]), [(5, 9), (12, 12), (20, 29)]);
     }
 
     #[test]

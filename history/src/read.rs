@@ -1,10 +1,9 @@
 //! Knows: THE read path: one order over archive and stream, and what it proves. Never: SQL, frames.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use moka::future::Cache;
+use futures_util::FutureExt as _;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use weir_nats::ambient::now_ms;
 use weir_nats::placement::{Generation, Place};
@@ -14,8 +13,17 @@ use weir_nats::{Message, Orders, Position, RoomName, Seq};
 use crate::archive::{Archive, ArchiveError, PageQuery, Rows};
 use crate::held::Held;
 
+mod ask;
+mod cache;
+mod flights;
+mod metrics;
 mod window;
 
+pub use ask::Ask;
+use ask::Question;
+use cache::ArchiveReads;
+use flights::Flights;
+pub use metrics::ReaderMetrics;
 pub use window::{WINDOW_MAX_MESSAGES, Window};
 
 /// Bytes of archive pages kept, unless told otherwise.
@@ -27,6 +35,8 @@ const REFILLS_MAX: usize = 50;
 /// Pages being read for clients at a time in this process, so that many clients do not multiply the
 /// memory of a page; the others wait their turn.
 const PAGES_AT_ONCE_MAX: usize = 32;
+/// Times from which is read are rounded down to this, before the archive is asked for an offset.
+const TIME_STEP_MS: i64 = 1_000;
 static PAGES_AT_ONCE: Semaphore = Semaphore::const_new(PAGES_AT_ONCE_MAX);
 
 /// Messages and what they prove.
@@ -68,24 +78,25 @@ pub enum ReadError {
 /// Reads rooms. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Reader {
-    archive: Option<Archive>,
+    archive: Option<ArchiveReads>,
     replay: Replay,
-    pages: Cache<PageQuery, Arc<Rows>>,
     orders: Orders,
-    /// The orders that were there when the last pages were kept.
-    pages_version: Arc<AtomicU64>,
+    flights: Flights<Question, Result<Recovery, ReadError>>,
+    metrics: Arc<ReaderMetrics>,
 }
 
 impl Reader {
     /// Reads the archive, if there is one, and streams over `replay`.
     #[must_use]
     pub fn new(archive: Option<Archive>, replay: Replay) -> Self {
+        let metrics = Arc::<ReaderMetrics>::default();
+        let reads = |archive| ArchiveReads::new(archive, CACHE_MAX_BYTES, Arc::clone(&metrics));
         Self {
-            archive,
+            archive: archive.map(reads),
             replay,
-            pages: page_cache(CACHE_MAX_BYTES),
             orders: Orders::default(),
-            pages_version: Arc::default(),
+            flights: Flights::default(),
+            metrics,
         }
     }
 
@@ -98,9 +109,23 @@ impl Reader {
     /// The same with another bound on the bytes of archive pages kept; 0 keeps none.
     #[must_use]
     pub fn with_cache(self, cache_max_bytes: u64) -> Self {
+        let reads = |reads: ArchiveReads| reads.with_cache(cache_max_bytes);
         Self {
-            pages: page_cache(cache_max_bytes),
+            archive: self.archive.map(reads),
             ..self
+        }
+    }
+
+    /// Counters of its reads.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<ReaderMetrics> {
+        &self.metrics
+    }
+
+    /// Forgets the pages that it keeps: rows of the archive were changed.
+    pub fn forget(&self) {
+        if let Some(archive) = &self.archive {
+            archive.forget();
         }
     }
 
@@ -163,6 +188,7 @@ impl Reader {
     async fn expired_to(&self, place: &Place, room: &RoomName) -> Result<Seq, ReadError> {
         match &self.archive {
             Some(archive) => {
+                let archive = archive.archive();
                 let expired = archive.expired_to(place.log.clone(), room.clone());
                 Ok(expired.await.map_err(Arc::new)?)
             }
@@ -227,13 +253,14 @@ impl Reader {
     ) -> Result<(), ReadError> {
         let range = (page.reached, end);
         let rows = self.rows(left.query(place, room, range, false)).await?;
-        page.reached = match rows.messages.last() {
-            Some(last) if rows.more => last.seq,
-            _ => end,
+        let (rows, more) = left.take_rows(&rows, page.messages.is_empty());
+        page.reached = match rows.last() {
+            _ if !more => end,
+            Some(last) => last.seq,
+            None => page.reached,
         };
-        left.take(&rows.messages);
-        page.messages.extend(rows.messages.iter().cloned());
-        page.more = rows.more || left.is_used_up();
+        page.messages.extend(rows.iter().cloned());
+        page.more = more || left.is_used_up();
         Ok(())
     }
 
@@ -250,24 +277,25 @@ impl Reader {
         let stream = &generation.stream;
         for _ in 0..TRIES_MAX {
             let mut away = None;
-            let held = self.held(stream);
+            let held = self.view(stream);
             let watermark = held.end().min(end);
             if page.reached < watermark {
                 let range = (page.reached, watermark);
                 match self.rows(left.query(place, room, range, false)).await {
                     Ok(rows) => {
-                        let reached = match rows.messages.last() {
-                            Some(last) if rows.more => last.seq,
-                            _ => watermark,
+                        let (rows, more) = left.take_rows(&rows, page.messages.is_empty());
+                        let reached = match rows.last() {
+                            _ if !more => watermark,
+                            Some(last) => last.seq,
+                            None => page.reached,
                         };
                         // What lies before this generation was proven when its own was held.
                         let from = page.reached.max(generation.from.just_before());
                         page.whole &= held.covers(from, reached);
                         page.reached = reached;
-                        left.take(&rows.messages);
-                        page.messages.extend(rows.messages.iter().cloned());
-                        if rows.more || left.is_used_up() {
-                            page.more = rows.more || page.reached < end;
+                        page.messages.extend(rows.iter().cloned());
+                        if more || left.is_used_up() {
+                            page.more = more || page.reached < end;
                             return Ok(());
                         }
                     }
@@ -281,6 +309,7 @@ impl Reader {
             let Some(before) = self.state_of(place, stream).await? else {
                 return Ok(());
             };
+            self.metrics.stream.add_one();
             let tail = self
                 .replay
                 .forward(
@@ -340,15 +369,14 @@ impl Reader {
         let Some(archive) = &self.archive else {
             return false;
         };
-        let mut held = archive.held();
+        let mut held = archive.archive().held();
         let has_it = |all: &crate::archive::HeldByStream| {
             all.get(stream)
                 .is_some_and(|held| held.end() >= first.just_before())
         };
         let waited = tokio::time::timeout(Duration::from_secs(2), held.wait_for(has_it)).await;
-        matches!(waited, Ok(Ok(all)) if all.get(stream).is_some_and(|held| {
-            held.covers(reached, first.just_before())
-        }))
+        let is_held = matches!(waited, Ok(Ok(_)));
+        is_held && self.held(stream).covers(reached, first.just_before())
     }
 
     /// Messages below `before` (or the newest), newest first, across generations, without those that
@@ -419,8 +447,9 @@ impl Reader {
         let rest = (Seq::ZERO, top.unwrap_or(Seq::ZERO).min(lowest(place)));
         if rest.0 < rest.1 && self.archive.is_some() {
             let rows = self.rows(left.query(place, room, rest, true)).await?;
-            page.messages.extend(rows.messages.iter().cloned());
-            page.more = rows.more;
+            let (rows, more) = left.take_rows(&rows, page.messages.is_empty());
+            page.messages.extend(rows.iter().cloned());
+            page.more = more;
         }
         Ok(page)
     }
@@ -438,7 +467,7 @@ impl Reader {
         let stream = &generation.stream;
         let low = generation.from.just_before();
         for _ in 0..TRIES_MAX {
-            let held = self.held(stream);
+            let held = self.view(stream);
             let above = held.end().max(low);
             if top.is_none_or(|top| top > above)
                 && let Some(before) = self.state_of(place, stream).await?
@@ -446,6 +475,7 @@ impl Reader {
                 let end = top
                     .map_or(before.last, |top| top.min(before.last))
                     .read_from();
+                self.metrics.stream.add_one();
                 let tail = self
                     .replay
                     .backward(
@@ -493,14 +523,15 @@ impl Reader {
                             .ok_or(error);
                     }
                 };
-                let down_to = match rows.messages.last() {
-                    Some(oldest) if rows.more => oldest.seq.just_before(),
-                    _ => low,
+                let (rows, more) = left.take_rows(&rows, page.messages.is_empty());
+                let down_to = match rows.last() {
+                    _ if !more => low,
+                    Some(oldest) => oldest.seq.just_before(),
+                    None => up_to,
                 };
                 page.whole &= held.covers(down_to, up_to);
-                left.take(&rows.messages);
-                page.messages.extend(rows.messages.iter().cloned());
-                page.more = rows.more || left.is_used_up();
+                page.messages.extend(rows.iter().cloned());
+                page.more = more || left.is_used_up();
             }
             return Ok(());
         }
@@ -547,7 +578,7 @@ impl Reader {
     /// Temporary, while the archive has never answered and nobody knows what it holds.
     fn archive_is_known(&self) -> Result<(), ReadError> {
         match &self.archive {
-            Some(archive) if !archive.is_connected() => {
+            Some(archive) if !archive.archive().is_connected() => {
                 Err(ReadError::Archive(Arc::new(ArchiveError {
                     reason: "it has not answered yet, so what it holds is not known".to_owned(),
                     temporary: true,
@@ -567,7 +598,7 @@ impl Reader {
             return Ok(false);
         }
         for _ in 0..TRIES_MAX {
-            let held = self.held(&current.stream);
+            let held = self.view(&current.stream);
             let watermark = held.end();
             let state = self.replay.state(&current.stream).await?;
             if after > state.last.max(watermark) {
@@ -631,6 +662,38 @@ impl Reader {
         max_messages: u32,
         max_bytes: u32,
     ) -> Result<Recovery, ReadError> {
+        let limits = (max_messages, max_bytes);
+        let question = Question::recovery(place, room, (epoch, since), *window, limits);
+        self.ask(question, place).await
+    }
+
+    /// The answer to a question: shared with equal questions that are asked while this one waits.
+    async fn ask(&self, question: Question, place: &Place) -> Result<Recovery, ReadError> {
+        let answer = || {
+            let (reader, place, question) = (self.clone(), place.clone(), question.clone());
+            async move { question.answer(&reader, &place).await }.boxed()
+        };
+        let (answer, joined) = self.flights.ask(question.clone(), answer).await;
+        if joined {
+            self.metrics.joined.add_one();
+        }
+        answer
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is one part of the question"
+    )]
+    async fn recover_now(
+        &self,
+        place: &Place,
+        room: &RoomName,
+        epoch: Option<&str>,
+        since: Seq,
+        window: &Window,
+        max_messages: u32,
+        max_bytes: u32,
+    ) -> Result<Recovery, ReadError> {
         let refused = || Recovery {
             recovered: false,
             page: Page {
@@ -676,61 +739,179 @@ impl Reader {
         })
     }
 
-    /// `history` of the client protocol within a window: after `since` oldest first, or before it
-    /// newest first.
+    /// `history` within a window: what is asked for, and of that the part inside.
     ///
     /// # Errors
     /// When a tier does not answer.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is one part of the question"
-    )]
     pub async fn history(
         &self,
         place: &Place,
         room: &RoomName,
-        since: Option<Seq>,
-        reverse: bool,
+        ask: Ask,
+        window: &Window,
+        max_messages: u32,
+        max_bytes: u32,
+    ) -> Result<Page, ReadError> {
+        let limits = (max_messages, max_bytes);
+        let question = Question::history(place, room, ask, *window, limits);
+        Ok(self.ask(question, place).await?.page)
+    }
+
+    async fn history_now(
+        &self,
+        place: &Place,
+        room: &RoomName,
+        ask: &Ask,
         window: &Window,
         max_messages: u32,
         max_bytes: u32,
     ) -> Result<Page, ReadError> {
         let _turn = turn().await;
-        let oldest_ms = window.oldest_ms(now_ms());
+        let times = Times {
+            from_ms: window
+                .oldest_ms(now_ms())
+                .max(ask.since_ms.unwrap_or(i64::MIN)),
+            until_ms: ask.until_ms.unwrap_or(i64::MAX),
+        };
         let mut floor = self.window_floor(place, room, window).await?;
-        if let (Some(archive), Some(_)) = (&self.archive, window.ttl) {
+        if times.from_ms > i64::MIN {
             // So that an old room is not walked from its beginning.
-            let outside = archive.older_than(place.log.clone(), room.clone(), oldest_ms);
-            floor = floor.max(outside.await.map_err(Arc::new)?.unwrap_or(Seq::ZERO));
+            floor = floor.max(self.before(place, room, times.from_ms).await?);
         }
         floor = floor.max(self.expired_to(place, room).await?);
-        let mut page = if reverse {
+        let top = match ask.until_ms {
+            Some(until_ms) => self.last_before(place, room, until_ms).await?,
+            None => None,
+        };
+        if ask.reverse {
+            let before = match (ask.since, top) {
+                (Some(since), Some(top)) => Some(since.min(Seq::new(top.read_from()))),
+                (since, top) => since.or(top.map(|top| Seq::new(top.read_from()))),
+            };
+            self.history_backward(
+                place,
+                room,
+                (before, floor),
+                &times,
+                max_messages,
+                max_bytes,
+            )
+            .await
+        } else {
+            let after = ask.since.unwrap_or(Seq::ZERO).max(floor);
+            self.history_forward(place, room, (after, top), &times, max_messages, max_bytes)
+                .await
+        }
+    }
+
+    async fn history_backward(
+        &self,
+        place: &Place,
+        room: &RoomName,
+        (mut before, floor): (Option<Seq>, Seq),
+        times: &Times,
+        max_messages: u32,
+        max_bytes: u32,
+    ) -> Result<Page, ReadError> {
+        loop {
             let mut page = self
-                .backward(place, room, since, max_messages, max_bytes)
+                .backward(place, room, before, max_messages, max_bytes)
+                .await?;
+            let oldest = page.messages.last().map(|oldest| oldest.seq);
+            let inside = page
+                .messages
+                .iter()
+                .take_while(|m| m.seq > floor && m.time_ms >= times.from_ms)
+                .count();
+            page.more &= inside == page.messages.len();
+            page.messages.truncate(inside);
+            page.messages.retain(|m| m.time_ms < times.until_ms);
+            if !page.messages.is_empty() || !page.more || oldest.is_none() {
+                return Ok(page);
+            }
+            before = oldest;
+        }
+    }
+
+    async fn history_forward(
+        &self,
+        place: &Place,
+        room: &RoomName,
+        (mut after, top): (Seq, Option<Seq>),
+        times: &Times,
+        max_messages: u32,
+        max_bytes: u32,
+    ) -> Result<Page, ReadError> {
+        loop {
+            let mut page = self
+                .forward(place, room, after, top, max_messages, max_bytes)
                 .await?;
             let inside = page
                 .messages
                 .iter()
-                .take_while(|m| m.seq > floor && m.time_ms >= oldest_ms)
+                .take_while(|m| m.time_ms < times.until_ms)
                 .count();
             page.more &= inside == page.messages.len();
             page.messages.truncate(inside);
-            page
-        } else {
-            let after = since.unwrap_or(Seq::ZERO).max(floor);
-            self.forward(place, room, after, None, max_messages, max_bytes)
-                .await?
+            page.messages.retain(|m| m.time_ms >= times.from_ms);
+            if !page.messages.is_empty() || !page.more || page.reached <= after {
+                return Ok(page);
+            }
+            after = page.reached;
+        }
+    }
+
+    /// An offset that is not above any message of a room that was stored at `time_ms` or later.
+    async fn before(&self, place: &Place, room: &RoomName, time_ms: i64) -> Result<Seq, ReadError> {
+        let Some(archive) = &self.archive else {
+            return Ok(Seq::ZERO);
         };
-        while !reverse && page.messages.first().is_some_and(|m| m.time_ms < oldest_ms) {
-            page.messages.retain(|message| message.time_ms >= oldest_ms);
-            if page.messages.is_empty() && page.more {
-                let reached = page.reached;
-                page = self
-                    .forward(place, room, reached, None, max_messages, max_bytes)
-                    .await?;
+        // A little earlier, so that those who ask within a second ask the same.
+        let time_ms = time_ms - time_ms.rem_euclid(TIME_STEP_MS);
+        let at = self.view(&place.current().stream).end();
+        match archive.older_than(&place.log, room, time_ms, at).await {
+            Ok(found) => Ok(found.unwrap_or_default()),
+            // It is only a short cut: what the stream has does not need the archive.
+            Err(error) if error.temporary => Ok(Seq::ZERO),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// An offset that is not below any message of a room that was stored before `time_ms`; `None`
+    /// is the end.
+    async fn last_before(
+        &self,
+        place: &Place,
+        room: &RoomName,
+        time_ms: i64,
+    ) -> Result<Option<Seq>, ReadError> {
+        let mut top = None;
+        for generation in place.generations.iter() {
+            let (stream, subject) = (&generation.stream, &place.stored_subject);
+            match self.replay.first_since(stream, subject, time_ms).await {
+                Ok(None) => {}
+                Ok(Some(first)) => {
+                    top = Some(first.just_before());
+                    break;
+                }
+                Err(ReplayError::NoStream(_)) if place.current().stream != *stream => {}
+                Err(error) => return Err(error.into()),
             }
         }
-        Ok(page)
+        // The stream may begin long after that time. An old generation that is still placed may have
+        // what the archive does not, below what the archive has.
+        if let Some(archive) = &self.archive
+            && place.generations.len() == 1
+        {
+            let at = self.view(&place.current().stream).end();
+            match archive.last_before(&place.log, room, time_ms, at).await {
+                Ok(last) => top = last.or(top),
+                // Messages above are left out when they were read.
+                Err(error) if error.temporary => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(top)
     }
 
     /// The archive's id for publishes whose fate is looked up.
@@ -744,21 +925,25 @@ impl Reader {
         after: Seq,
     ) -> Result<Option<Seq>, ReadError> {
         match &self.archive {
-            Some(archive) => Ok(archive.find(room, id, after).await.map_err(Arc::new)?),
+            Some(reads) => {
+                let found = reads.archive().find(room, id, after);
+                Ok(found.await.map_err(Arc::new)?)
+            }
             None => Ok(None),
         }
     }
 
+    /// What the archive holds at this moment; later views are not older.
     fn held(&self, stream: &str) -> Held {
-        let Some(archive) = &self.archive else {
-            return Held::default();
-        };
-        archive
-            .held()
-            .borrow()
-            .get(stream)
-            .cloned()
-            .unwrap_or_default()
+        let archive = self.archive.as_ref();
+        archive.map_or_else(Held::default, |archive| archive.held(stream))
+    }
+
+    /// What the archive held a moment ago, which is the same for all who ask at once. Whoever finds
+    /// that the stream no longer reaches down to it asks for [`Reader::held`] and tries again.
+    fn view(&self, stream: &str) -> Held {
+        let archive = self.archive.as_ref();
+        archive.map_or_else(Held::default, |archive| archive.view(stream))
     }
 
     /// `None` for an old generation that is gone since the placement was read: what it had is
@@ -775,58 +960,54 @@ impl Reader {
         }
     }
 
-    /// Equal requests are one query. Rows up to a watermark never change, so their pages are kept;
-    /// a full forward page also answers when the watermark has moved on.
     async fn rows(&self, query: PageQuery) -> Result<Arc<Rows>, ReadError> {
-        let Some(archive) = self.archive.clone() else {
-            return Ok(Arc::default());
-        };
-        let version = self.orders.version();
-        if self.pages_version.swap(version, Ordering::AcqRel) != version {
-            // They are not shown any more; this is so that they are not kept either.
-            self.pages.invalidate_all();
+        match &self.archive {
+            Some(archive) => Ok(archive.rows(query).await?),
+            None => Ok(Arc::default()),
         }
-        let open_ended = PageQuery {
-            up_to: Seq::MAX,
-            ..query.clone()
-        };
-        if !query.reverse
-            && let Some(rows) = self.pages.get(&open_ended).await
-            && rows.messages.last().is_some_and(|m| m.seq <= query.up_to)
-        {
-            return Ok(rows);
-        }
-        let is_forward = !query.reverse;
-        let read = {
-            let query = query.clone();
-            async move { archive.page(query).await.map(Arc::new) }
-        };
-        let rows = self.pages.try_get_with(query, read).await?;
-        if rows.more && is_forward {
-            self.pages.insert(open_ended, Arc::clone(&rows)).await;
-        }
-        Ok(rows)
     }
 }
 
-fn page_cache(max_bytes: u64) -> Cache<PageQuery, Arc<Rows>> {
-    let weigh = |_: &PageQuery, rows: &Arc<Rows>| {
-        let bytes: usize = rows.messages.iter().map(|m| m.data.len() + 256).sum();
-        u32::try_from(bytes + 256).unwrap_or(u32::MAX)
-    };
-    let pages = Cache::builder().max_capacity(max_bytes).weigher(weigh);
-    pages.build()
+/// From when (included) until when (excluded) messages are asked for, milliseconds since 1970.
+struct Times {
+    from_ms: i64,
+    until_ms: i64,
 }
 
 /// What a page may still take.
 struct Left {
     messages: u32,
     bytes: u32,
+    /// What it could take when it was empty. The archive is asked for that much, whatever came
+    /// before, so that equal questions are equal queries.
+    page: (u32, u32),
 }
 
 impl Left {
-    const fn new(messages: u32, bytes: u32) -> Self {
-        Self { messages, bytes }
+    fn new(max_messages: u32, max_bytes: u32) -> Self {
+        Self {
+            messages: max_messages,
+            bytes: max_bytes,
+            page: (max_messages, max_bytes),
+        }
+    }
+
+    /// Takes those rows that fit, at least one into a page that `is_empty`. True if others follow.
+    fn take_rows<'a>(&mut self, rows: &'a Rows, is_empty: bool) -> (&'a [Arc<Message>], bool) {
+        let mut bytes = 0;
+        let fits = rows
+            .messages
+            .iter()
+            .take(self.messages as usize)
+            .enumerate()
+            .take_while(|(nth, message)| {
+                bytes += message.data.len();
+                bytes <= self.bytes as usize || (is_empty && *nth == 0)
+            })
+            .count();
+        let taken = &rows.messages[..fits];
+        self.take(taken);
+        (taken, rows.more || fits < rows.messages.len())
     }
 
     fn take(&mut self, messages: &[Arc<Message>]) {
@@ -842,7 +1023,7 @@ impl Left {
         self.messages == 0 || self.bytes == 0
     }
 
-    /// A query for what still fits, of the rows in (after, up_to].
+    /// A query for as much as a page takes, of the rows in (after, up_to].
     fn query(
         &self,
         place: &Place,
@@ -856,8 +1037,8 @@ impl Left {
             after,
             up_to,
             reverse,
-            max_messages: self.messages,
-            max_bytes: self.bytes,
+            max_messages: self.page.0,
+            max_bytes: self.page.1,
         }
     }
 }

@@ -4,34 +4,43 @@
 //! Answers like a service of the NATS micro framework (ADR-32), so `nats micro info` finds it, and
 //! goes into the asker's own inbox only.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
-use async_nats::{Client, Message};
+use async_nats::{Client, HeaderMap, Message};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
-use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weir_nats::ambient::random;
 use weir_nats::message::{header, last};
 use weir_nats::placement::Place;
 use weir_nats::subject::user_from_token;
 use weir_nats::{Placements, RoomName, Seq};
 
-use crate::read::{Page, Reader, Window};
+use crate::read::{Page, ReadError, Reader, Window};
 
+mod answer;
+mod describe;
+mod request;
+
+use answer::{ANSWER_MAX_BYTES, answer};
+use describe::Instance;
+use request::{BAD_REQUEST, Request};
+
+const SUBJECT: &str = "history.*.*.*";
 const QUEUE_GROUP: &str = "weir-history";
-/// Bytes of payloads in one answer. In base64, with all that stands beside them, they must fit into the
-/// 1 MiB that NATS takes.
+/// Bytes of payloads that are read for one answer, which is itself at most 512 KiB: in base64, with
+/// what stands beside them, fewer may fit.
 pub const PAGE_MAX_BYTES: u32 = 384 << 10;
-/// Messages of one answer.
-const PAGE_MAX_MESSAGES: u32 = 1_000;
 /// Requests worked on at once; beyond it error 111.
 const IN_FLIGHT_MAX: usize = 64;
+/// The protocol's codes: try again.
+const INTERNAL: u32 = 100;
+const TOO_MANY_REQUESTS: u32 = 111;
+/// The protocol's code for what cannot be had this way.
+const NOT_AVAILABLE: u32 = 108;
 
 /// What a room's namespace says of reading it back, for a user.
 pub struct Access {
@@ -57,24 +66,25 @@ pub struct HistoryService {
     tasks: TaskTracker,
     in_flight: Arc<Semaphore>,
     page_max_bytes: u32,
-    id: String,
+    instance: Arc<Instance>,
 }
 
-/// A request's body; an empty one asks for the newest page's position.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Request {
-    since: Option<Since>,
-    limit: Option<i64>,
-    reverse: bool,
-    recover: bool,
+/// Why a request has no answer: the protocol's error code and a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Failure {
+    code: u32,
+    message: String,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Since {
-    offset: u64,
-    epoch: String,
+impl Failure {
+    fn new(code: u32, message: String) -> Self {
+        Self { code, message }
+    }
+
+    fn to_json(&self) -> serde_json::Value {
+        let temporary = matches!(self.code, INTERNAL | TOO_MANY_REQUESTS);
+        json!({ "error": { "code": self.code, "message": self.message, "temporary": temporary } })
+    }
 }
 
 impl HistoryService {
@@ -88,7 +98,6 @@ impl HistoryService {
         may_answer: MayAnswer,
         tasks: TaskTracker,
     ) -> Self {
-        let id = data_encoding::HEXLOWER.encode(&random::<8>());
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
         Self {
             client,
@@ -99,7 +108,7 @@ impl HistoryService {
             tasks,
             in_flight,
             page_max_bytes: PAGE_MAX_BYTES,
-            id,
+            instance: Arc::new(Instance::new()),
         }
     }
 
@@ -120,7 +129,7 @@ impl HistoryService {
     pub async fn run(self, stop: CancellationToken) -> Result<(), async_nats::SubscribeError> {
         let requests = self
             .client
-            .queue_subscribe("history.*.*.*", QUEUE_GROUP.to_owned())
+            .queue_subscribe(SUBJECT, QUEUE_GROUP.to_owned())
             .await?;
         let discovery = self.client.subscribe("$SRV.>").await?;
         let mut all = futures_util::stream::select(requests, discovery);
@@ -177,28 +186,46 @@ impl HistoryService {
         let service = self.clone();
         let permit = Arc::clone(&self.in_flight).try_acquire_owned();
         self.tasks.spawn(async move {
+            let start = Instant::now();
             let answer = match &permit {
                 Ok(_) => service.answer(&user, &request).await,
-                Err(_) => Err((111, "too many requests".to_owned())),
+                Err(_) => {
+                    let text = format!("more than {IN_FLIGHT_MAX} requests at once");
+                    Err(Failure::new(TOO_MANY_REQUESTS, text))
+                }
             };
-            let answer = answer.unwrap_or_else(|(code, message)| {
-                let temporary = matches!(code, 100 | 111);
-                let error = json!({"code": code, "message": message, "temporary": temporary});
-                json!({ "error": error }).to_string()
-            });
-            service.send(reply, answer).await;
+            let failure = answer.as_ref().err();
+            service.instance.answered(start.elapsed(), failure);
+            match answer {
+                Ok(answer) => service.send(reply, answer).await,
+                Err(failure) => service.send_failure(reply, &failure).await,
+            }
             drop(permit);
         });
     }
 
-    async fn send(&self, reply: String, answer: String) {
-        if let Err(error) = self.client.publish(reply, Bytes::from(answer)).await {
+    async fn send(&self, reply: String, answer: Bytes) {
+        if let Err(error) = self.client.publish(reply, answer).await {
             tracing::debug!(%error, "history answer not sent");
         }
     }
 
-    async fn answer(&self, user: &str, request: &Message) -> Result<String, (u32, String)> {
-        let bad = |text: String| (107, text);
+    /// An error as Weir's protocol has it, and as NATS micro services have it.
+    async fn send_failure(&self, reply: String, failure: &Failure) {
+        let body = Bytes::from(failure.to_json().to_string());
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Service-Error-Code", failure.code.to_string());
+        // A header holds no line break.
+        let text = failure.message.replace(['\r', '\n'], " ");
+        headers.insert("Nats-Service-Error", text);
+        let sent = self.client.publish_with_headers(reply, headers, body);
+        if let Err(error) = sent.await {
+            tracing::debug!(%error, "history answer not sent");
+        }
+    }
+
+    async fn answer(&self, user: &str, request: &Message) -> Result<Bytes, Failure> {
+        let bad = |text: String| Failure::new(BAD_REQUEST, text);
         let mut tokens = request.subject.split('.').skip(2);
         let (ns, id) = (
             tokens.next().unwrap_or_default(),
@@ -209,182 +236,85 @@ impl HistoryService {
             .as_ref()
             .and_then(|headers| last(headers, header::ROOM_NAME));
         let room = RoomName::from_tokens(ns, id, name).map_err(|error| bad(error.to_string()))?;
-        let access = (self.policy)(user, &room).map_err(|(code, text)| (code, text.to_owned()))?;
-        let body: Request = if request.payload.trim_ascii().is_empty() {
-            Request::default()
-        } else {
-            serde_json::from_slice(&request.payload).map_err(|error| bad(error.to_string()))?
-        };
+        let access = (self.policy)(user, &room)
+            .map_err(|(code, text)| Failure::new(code, text.to_owned()))?;
+        let asked = Request::parse(&request.payload)?;
         let place = self
             .placements
             .place(&access.log, &room)
-            .ok_or_else(|| (100, "the log is not placed yet".to_owned()))?;
-        let limit = match body.limit {
-            None => 100,
-            Some(-1) => PAGE_MAX_MESSAGES,
-            Some(limit) if (0..=i64::from(u32::MAX)).contains(&limit) => u32::try_from(limit)
-                .unwrap_or(PAGE_MAX_MESSAGES)
-                .min(PAGE_MAX_MESSAGES),
-            Some(_) => return Err(bad("limit is -1, 0 or a positive number".to_owned())),
-        };
-        self.read(&place, &room, &body, &access.window, limit)
+            .ok_or_else(|| Failure::new(INTERNAL, "the log is not placed yet".to_owned()))?;
+        let answer = self
+            .read(&place, &room, &asked, &access.window)
             .await
-            .map_err(|error| (100, error.to_string()))
+            .map_err(|error| Failure::new(INTERNAL, error.to_string()))?;
+        let max_bytes = self.client.server_info().max_payload;
+        if max_bytes > 0 && answer.len() > max_bytes {
+            let text = format!(
+                "the next message is larger than an answer over NATS may be \
+                 ({max_bytes} bytes); read it over a socket"
+            );
+            return Err(Failure::new(NOT_AVAILABLE, text));
+        }
+        Ok(answer)
     }
 
     async fn read(
         &self,
         place: &Place,
         room: &RoomName,
-        body: &Request,
+        asked: &Request,
         window: &Window,
-        limit: u32,
-    ) -> Result<String, crate::read::ReadError> {
+    ) -> Result<Bytes, ReadError> {
+        // The position is read first: what comes after it is the next page's.
         let head = self.reader.head(place).await?;
-        let since = body.since.as_ref().map(|since| Seq::new(since.offset));
-        let mut recovered = None;
-        let page = if body.recover {
-            let epoch = body
-                .since
-                .as_ref()
-                .map(|s| s.epoch.as_str())
-                .filter(|e| !e.is_empty());
-            let since = since.unwrap_or_default();
-            let recovery = self
-                .reader
-                .recover(
-                    place,
-                    room,
-                    epoch,
-                    since,
-                    window,
-                    limit.max(1),
-                    self.page_max_bytes,
-                )
-                .await?;
-            recovered = Some(recovery.recovered);
-            recovery.page
-        } else if limit == 0 {
-            Page {
-                messages: Vec::new(),
-                reached: Seq::ZERO,
-                more: false,
-                whole: true,
+        let max_bytes = self.page_max_bytes;
+        let (page, recovered) = match asked {
+            Request::Position => {
+                let nothing = Page {
+                    messages: Vec::new(),
+                    reached: Seq::ZERO,
+                    more: false,
+                    whole: true,
+                };
+                (nothing, None)
             }
-        } else {
-            self.reader
-                .history(
-                    place,
-                    room,
-                    since,
-                    body.reverse,
-                    window,
-                    limit,
-                    self.page_max_bytes,
-                )
-                .await?
+            Request::Page { ask, limit } => {
+                let page = self
+                    .reader
+                    .history(place, room, *ask, window, *limit, max_bytes)
+                    .await?;
+                (page, None)
+            }
+            Request::Recovery {
+                epoch,
+                since,
+                limit,
+            } => {
+                let epoch = epoch.as_deref();
+                let recovery = self
+                    .reader
+                    .recover(place, room, epoch, *since, window, *limit, max_bytes)
+                    .await?;
+                (recovery.page, Some(recovery.recovered))
+            }
         };
-        let answer = Answer {
-            publications: page.messages.iter().map(|m| publication(m)).collect(),
-            epoch: head.epoch.as_str(),
-            offset: head.offset.get(),
-            more: page.more,
-            whole: recovered.is_none().then_some(page.whole),
-            recovered,
-        };
-        Ok(serde_json::to_string(&answer).expect("an answer becomes JSON"))
+        Ok(answer(&page, &head, recovered))
     }
 
-    /// `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`, for all, by name, and by name and id.
+    /// `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`.
     fn describe(&self, request: &Message) {
-        const NAME: &str = "weir-history";
         let Some(reply) = request.reply.as_ref().map(ToString::to_string) else {
             return;
         };
-        let mut tokens = request.subject.split('.').skip(1);
-        let verb = tokens.next().unwrap_or_default();
-        let is_me = tokens.next().is_none_or(|name| name == NAME)
-            && tokens.next().is_none_or(|id| id == self.id);
-        if !is_me || !reply.starts_with("_INBOX.") {
+        if !reply.starts_with("_INBOX.") {
             return;
         }
-        let kind = verb.to_lowercase();
-        let mut answer = json!({
-            "type": format!("io.nats.micro.v1.{kind}_response"),
-            "name": NAME,
-            "id": self.id,
-            "version": env!("CARGO_PKG_VERSION"),
-            "metadata": {},
-        });
-        let endpoint = json!({
-            "name": "history",
-            "subject": "history.*.*.*",
-            "queue_group": QUEUE_GROUP,
-            "metadata": { "request": "{since:{offset,epoch},limit,reverse,recover}" },
-        });
-        match verb {
-            "PING" => {}
-            "INFO" => {
-                let kib = self.page_max_bytes >> 10;
-                let text = "Reads a room back: history.<user>.<ns>.<id>, pages of up to";
-                answer["description"] = format!("{text} {kib} KiB").into();
-                answer["endpoints"] = json!([endpoint]);
-            }
-            "STATS" => answer["endpoints"] = json!([endpoint]),
-            _ => return,
-        }
+        let Some(said) = self.instance.describe(&request.subject) else {
+            return;
+        };
         let service = self.clone();
+        let said = Bytes::from(said.to_string());
         self.tasks
-            .spawn(async move { service.send(reply, answer.to_string()).await });
-    }
-}
-
-#[derive(Serialize)]
-struct Answer<'a> {
-    publications: Vec<Publication<'a>>,
-    epoch: &'a str,
-    offset: u64,
-    more: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    whole: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    recovered: Option<bool>,
-}
-
-/// A publication as bots read it. A JSON payload is embedded byte for byte, so that no number or
-/// order of keys changes; any other is base64.
-#[derive(Serialize)]
-struct Publication<'a> {
-    offset: u64,
-    time: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    door: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tags: Option<&'a BTreeMap<String, String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    data: Option<&'a RawValue>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    b64data: Option<String>,
-}
-
-fn publication(message: &weir_nats::Message) -> Publication<'_> {
-    let author = message.author.as_ref();
-    let data = serde_json::from_slice::<&RawValue>(&message.data).ok();
-    let base64 = || data_encoding::BASE64.encode(&message.data);
-    Publication {
-        offset: message.seq.get(),
-        time: message.time_ms,
-        user: author.map(|author| author.user.as_str()),
-        client: author
-            .map(|author| author.client.as_str())
-            .filter(|client| !client.is_empty()),
-        door: author.map(|author| author.door.as_str()),
-        tags: (!message.tags.is_empty()).then_some(&message.tags),
-        b64data: data.is_none().then(base64),
-        data,
+            .spawn(async move { service.send(reply, said).await });
     }
 }

@@ -7,8 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::Client;
 use tokio::sync::{Notify, watch};
@@ -23,33 +22,20 @@ use weir_nats::{Placements, Seq};
 use crate::archive::{Archive, Batch, Quarantined, headers_text};
 use crate::held::{Held, proven};
 use crate::share::Share;
+use crate::worker_metrics::{Batched, Followed, WorkerMetrics};
 
-/// Messages of one batch.
-const BATCH_MAX_MESSAGES: u32 = 1_000;
+/// Messages that are read from a stream at a time.
+const READ_MAX_MESSAGES: u32 = 1_000;
+/// Messages of one batch: with a backlog, rows of one room then come together.
+const BATCH_MAX_MESSAGES: usize = 16_384;
+/// Bytes of their payloads, beyond the last read.
+const BATCH_MAX_BYTES: usize = 8 << 20;
 /// Between looks at a stream that had nothing new; a publish of this process wakes it sooner.
 const IDLE_PAUSE: Duration = Duration::from_millis(250);
 /// After a wake-up, so that messages of the same moment share a transaction.
 const GATHER: Duration = Duration::from_millis(50);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
-
-/// Counters of the worker. Read at any time.
-#[derive(Debug, Default)]
-pub struct WorkerMetrics {
-    /// Rows written.
-    pub rows: AtomicU64,
-    /// Batches written.
-    pub batches: AtomicU64,
-    /// Tries that failed and were made again.
-    pub retries: AtomicU64,
-    /// Messages put into quarantine.
-    pub quarantined: AtomicU64,
-    /// Offsets at which another message was archived before.
-    pub conflicts: AtomicU64,
-    /// Messages that the streams have and the archive does not, at the last look at each; the sum
-    /// over all streams.
-    pub lag_messages: AtomicU64,
-}
 
 /// Archives every stream of every log.
 pub struct Worker {
@@ -167,10 +153,7 @@ impl Worker {
     /// Archives one generation until `stop`; an old one until it is drained.
     async fn follow(self: Arc<Self>, slot: Slot, generation: Generation, stop: CancellationToken) {
         let mut gate = self.guard.gate();
-        let mut lag = Lag {
-            metrics: Arc::clone(&self.metrics),
-            messages: 0,
-        };
+        let followed = self.metrics.follow(&generation.stream);
         let mut pause = RETRY_FIRST;
         loop {
             let step = async {
@@ -178,7 +161,7 @@ impl Worker {
                 if gate.wait_for(|open| *open).await.is_err() {
                     return Ok(Step::Ended);
                 }
-                self.step(&slot, &generation, &gate, &mut lag).await
+                self.step(&slot, &generation, &gate, &followed).await
             };
             let step = tokio::select! {
                 () = stop.cancelled() => return,
@@ -202,7 +185,7 @@ impl Worker {
                     if woken { GATHER } else { Duration::ZERO }
                 }
                 Err(error) => {
-                    self.metrics.retries.fetch_add(1, Ordering::Relaxed);
+                    self.metrics.counts.retries.add_one();
                     tracing::warn!(stream = %generation.stream, %error, "archiving is tried again");
                     // Anywhere in the pause, so that workers that failed together do not come back together.
                     let share = f64::from(u16::from_be_bytes(random())) / f64::from(u16::MAX);
@@ -223,7 +206,7 @@ impl Worker {
         slot: &Slot,
         generation: &Generation,
         gate: &watch::Receiver<bool>,
-        lag: &mut Lag,
+        followed: &Followed,
     ) -> Result<Step, String> {
         let stream = &generation.stream;
         let text = |error: &dyn std::fmt::Display| error.to_string();
@@ -238,16 +221,13 @@ impl Worker {
             .map_or(Seq::ZERO, Held::end)
             .max(generation.from.just_before());
         let before = self.replay.state(stream).await.map_err(|e| text(&e))?;
-        lag.set(before.last.get().saturating_sub(held_end.get()));
+        followed.looked(&before, held_end);
         if before.last <= held_end {
             return Ok(self.drained(slot, generation).await);
         }
-        let filter = format!("log.{}.>", slot.log);
-        let page = self
-            .replay
-            .scan(stream, &filter, held_end, BATCH_MAX_MESSAGES)
-            .await;
-        let page = page.map_err(|e| text(&e))?;
+        let page = self.gather(slot, stream, held_end, before.last).await?;
+        followed.read(&page);
+        let batched = Batched::new(&page, before.last);
         // Read after the page: only what the stream still reached down to is proven.
         let after = self.replay.state(stream).await.map_err(|e| text(&e))?;
         if !*gate.borrow() || after.created != before.created {
@@ -256,17 +236,10 @@ impl Worker {
         let is_whole = page.last().is_none_or(|one| one.seq >= before.last);
         let batch = make_batch(slot, generation, held_end, page, &before, &after);
         let has_rows = !batch.rows.is_empty() || !batch.refused.is_empty();
+        let start = Instant::now();
         let appended = self.archive.append(batch).await.map_err(|e| text(&e))?;
-        self.metrics
-            .rows
-            .fetch_add(appended.rows, Ordering::Relaxed);
-        self.metrics.batches.fetch_add(1, Ordering::Relaxed);
-        self.metrics
-            .quarantined
-            .fetch_add(appended.refused, Ordering::Relaxed);
+        followed.wrote(batched, &appended, start.elapsed());
         if !appended.conflicts.is_empty() {
-            let count = appended.conflicts.len() as u64;
-            self.metrics.conflicts.fetch_add(count, Ordering::Relaxed);
             tracing::error!(%stream, offsets = ?appended.conflicts, "other messages were archived at these offsets");
             self.guard.suspect(stream);
         }
@@ -275,6 +248,30 @@ impl Worker {
             (true, true) => Step::WroteAll,
             (true, false) => Step::WroteSome,
         })
+    }
+
+    /// Reads on from `after`: to the end, or as much as a batch may have.
+    async fn gather(
+        &self,
+        slot: &Slot,
+        stream: &str,
+        after: Seq,
+        end: Seq,
+    ) -> Result<Vec<Scanned>, String> {
+        let filter = format!("log.{}.>", slot.log);
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        let mut at = after;
+        while at < end && page.len() < BATCH_MAX_MESSAGES && bytes < BATCH_MAX_BYTES {
+            let read = self.replay.scan(stream, &filter, at, READ_MAX_MESSAGES);
+            let read = read.await.map_err(|error| error.to_string())?;
+            let Some(last) = read.last() else {
+                break;
+            };
+            at = last.seq;
+            bytes += read.iter().map(|one| one.payload.len()).sum::<usize>();
+            page.extend(read);
+        }
+        Ok(page)
     }
 
     /// Everything is archived. An old generation is then taken off the placement.
@@ -299,28 +296,6 @@ impl Worker {
                 Step::Nothing
             }
         }
-    }
-}
-
-/// One stream's share of [`WorkerMetrics::lag_messages`], taken back when it is no longer followed.
-struct Lag {
-    metrics: Arc<WorkerMetrics>,
-    messages: u64,
-}
-
-impl Lag {
-    fn set(&mut self, messages: u64) {
-        // Wraps on purpose: the sum of all shares is never below zero.
-        let change = messages.wrapping_sub(self.messages);
-        let sum = &self.metrics.lag_messages;
-        sum.fetch_add(change, Ordering::Relaxed);
-        self.messages = messages;
-    }
-}
-
-impl Drop for Lag {
-    fn drop(&mut self) {
-        self.set(0);
     }
 }
 
@@ -371,32 +346,5 @@ fn make_batch(
         refused,
         held,
         created: after.created.clone(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_lag_is_the_sum_over_streams() {
-        let metrics = Arc::<WorkerMetrics>::default();
-        let follow = || Lag {
-            metrics: Arc::clone(&metrics),
-            messages: 0,
-        };
-        let sum = || metrics.lag_messages.load(Ordering::Relaxed);
-        let (mut one, mut other) = (follow(), follow());
-        one.set(70);
-        other.set(5);
-        assert_eq!(sum(), 75);
-        one.set(20);
-        other.set(0);
-        assert_eq!(sum(), 20);
-        other.set(3);
-        drop(one);
-        assert_eq!(sum(), 3);
-        drop(other);
-        assert_eq!(sum(), 0);
     }
 }

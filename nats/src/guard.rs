@@ -21,7 +21,7 @@ pub use self::known::{Finding, Known, compare};
 use self::record::Record;
 use crate::connect::{Link, LinkEvent, Links};
 use crate::erasure::Orders;
-use crate::placement::Placements;
+use crate::placement::{PlacementRecord, Placements};
 use crate::position::Seq;
 use crate::replay::{Replay, ReplayError};
 use crate::stream::{DeclareError, LogConfig, context};
@@ -55,6 +55,14 @@ pub enum GuardError {
     /// Someone else changed the placement meanwhile; the next comparison takes it up.
     #[error("another process changed the placement of the log {0}")]
     Raced(String),
+}
+
+/// The placement of a log as it is written down, for those who only look; empty if there is none. Changes nothing.
+///
+/// # Errors
+/// When the bucket `weir` cannot be read.
+pub async fn written_placement(js: &Context, log: &str) -> Result<PlacementRecord, GuardError> {
+    record::written_placement(js, log).await
 }
 
 /// Watches over every stream of every log. Cheap to clone.

@@ -4,6 +4,7 @@ pub mod ambient;
 mod barrier;
 pub mod connect;
 pub mod erasure;
+pub mod figures;
 pub mod guard;
 pub mod message;
 pub mod partition;

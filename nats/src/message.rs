@@ -278,6 +278,18 @@ pub fn parse_time_ms(text: &str) -> Option<i64> {
     i64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
 }
 
+/// Milliseconds since 1970 as RFC 3339, in UTC. What lies outside of the years 1970 to 9999 is its
+/// nearest end.
+#[must_use]
+pub fn format_time_ms(time_ms: i64) -> String {
+    const LAST_MS: i64 = 253_402_300_799_999;
+    let ns = i128::from(time_ms.clamp(0, LAST_MS)) * 1_000_000;
+    let format = &time::format_description::well_known::Rfc3339;
+    let time = time::OffsetDateTime::from_unix_timestamp_nanos(ns);
+    let text = time.ok().and_then(|time| time.format(format).ok());
+    text.expect("a time of these years has a text")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -305,6 +317,15 @@ mod tests {
         assert_eq!(delivery.previous, Seq::new(3));
         assert_eq!(delivery.message.time_ms % 1000, 678);
         assert_eq!(delivery.room.channel(), "chat:lobby");
+    }
+
+    #[test]
+    fn a_time_comes_back() {
+        for time_ms in [0, 1, 1_732_440_000_123, 253_402_300_799_999] {
+            assert_eq!(parse_time_ms(&format_time_ms(time_ms)), Some(time_ms));
+        }
+        assert_eq!(format_time_ms(i64::MIN), format_time_ms(0));
+        assert_eq!(format_time_ms(1_000), "1970-01-01T00:00:01Z");
     }
 
     #[test]

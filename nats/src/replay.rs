@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
-use crate::message::{Delivery, DeliveryError, Message, header, last};
+use crate::message::{Delivery, DeliveryError, Message, format_time_ms, header, last};
 use crate::position::Seq;
 
 /// Deep reads of one connection at a time: they hold up the stream's writers.
@@ -61,8 +61,26 @@ pub struct StreamState {
     pub last: Seq,
     /// Messages in it.
     pub messages: u64,
+    /// Bytes that they take.
+    pub bytes: u64,
+    /// When it drops its oldest messages.
+    pub limits: Limits,
     /// When it was created, as the server spells it.
     pub created: String,
+}
+
+/// What a stream keeps at most. Zero or less is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Limits {
+    /// Age of a message, in nanoseconds.
+    #[serde(default, rename = "max_age")]
+    pub max_age_ns: i64,
+    /// Bytes.
+    #[serde(default)]
+    pub max_bytes: i64,
+    /// Messages.
+    #[serde(default, rename = "max_msgs")]
+    pub max_messages: i64,
 }
 
 /// Messages of one room.
@@ -72,6 +90,14 @@ pub struct ReplayPage {
     pub messages: Vec<Arc<Message>>,
     /// More follow in the same direction.
     pub more: bool,
+}
+
+/// The newest messages of a span.
+struct Newest {
+    /// Newest first.
+    messages: Vec<Arc<Message>>,
+    /// How many lie in the span.
+    seen: usize,
 }
 
 /// One message of a stream, whoever wrote it.
@@ -127,10 +153,14 @@ impl Replay {
             error: Option<ApiError>,
             created: Option<String>,
             state: Option<State>,
+            #[serde(default)]
+            config: Limits,
         }
         #[derive(Deserialize)]
         struct State {
             messages: u64,
+            #[serde(default)]
+            bytes: u64,
             first_seq: u64,
             last_seq: u64,
         }
@@ -152,6 +182,8 @@ impl Replay {
             first: Seq::new(state.first_seq),
             last: Seq::new(state.last_seq),
             messages: state.messages,
+            bytes: state.bytes,
+            limits: answer.config,
             created,
         })
     }
@@ -265,6 +297,22 @@ impl Replay {
             .map(|first| (pending + 1, first.message.seq)))
     }
 
+    /// The first message of a subject that was stored at `time_ms` (milliseconds since 1970) or later.
+    ///
+    /// # Errors
+    /// When the stream does not answer.
+    pub async fn first_since(
+        &self,
+        stream: &str,
+        stored_subject: &str,
+        time_ms: i64,
+    ) -> Result<Option<Seq>, ReplayError> {
+        let time = format_time_ms(time_ms);
+        let query = json!({ "start_time": time, "next_by_subj": stored_subject, "batch": 1 });
+        let (deliveries, _) = self.batch(stream, &query).await?;
+        Ok(deliveries.first().map(|first| first.message.seq))
+    }
+
     /// The newest messages of one subject below `before` and above `above`, newest first. JetStream
     /// has no such request: the start is found by interpolating over the pending counts, then one
     /// forward read ends at `before`.
@@ -327,8 +375,36 @@ impl Replay {
                 }
             }
         }
+        let wanted = max_messages as usize;
+        loop {
+            let read = self
+                .newest_in(stream, stored_subject, (start, end), wanted, max_bytes)
+                .await?;
+            // What was written while it was counted may have hidden that too few lie here.
+            let is_enough = read.seen >= wanted || read.seen > read.messages.len();
+            if start > low && !is_enough {
+                let span = end.get() - start.get();
+                start = Seq::new(end.get().saturating_sub(span * 2)).max(low);
+                continue;
+            }
+            return Ok(ReplayPage {
+                more: read.seen > read.messages.len() || (start > low && total > read.seen as u64),
+                messages: read.messages,
+            });
+        }
+    }
+
+    /// The newest messages of a subject in (`after`, `end`), newest first, of all that lie there.
+    async fn newest_in(
+        &self,
+        stream: &str,
+        stored_subject: &str,
+        (after, end): (Seq, Seq),
+        max_messages: usize,
+        max_bytes: u32,
+    ) -> Result<Newest, ReplayError> {
         let mut messages: Vec<Arc<Message>> = Vec::new();
-        let mut from = start;
+        let (mut from, mut seen) = (after, 0);
         loop {
             let page = self
                 .forward(
@@ -343,14 +419,13 @@ impl Replay {
             if let Some(newest) = page.messages.last() {
                 from = newest.seq;
             }
-            messages.extend(
-                page.messages
-                    .into_iter()
-                    .filter(|message| message.seq < end),
-            );
+            let before = messages.len();
+            let inside = page.messages.into_iter();
+            messages.extend(inside.filter(|message| message.seq < end));
+            seen += messages.len() - before;
             // Only the newest are wanted; a window as large as the page keeps memory bounded.
             let mut bytes = 0;
-            let fitting = messages.iter().rev().take(max_messages as usize);
+            let fitting = messages.iter().rev().take(max_messages);
             let fitting = fitting
                 .take_while(|message| {
                     let fits = bytes == 0 || bytes + message.data.len() <= max_bytes as usize;
@@ -364,10 +439,7 @@ impl Replay {
             }
         }
         messages.reverse();
-        Ok(ReplayPage {
-            more: (messages.len() as u64) < total,
-            messages,
-        })
+        Ok(Newest { messages, seen })
     }
 
     /// The last sequence of each subject that moved past `after`.

@@ -18,9 +18,9 @@ use weir_nats::{RoomName, Seq};
 
 use super::erase_list;
 use super::progress::Progress;
-use super::{Failure, Nats, existing_archive, failed, patiently};
+use super::{Failure, Nats, any_archive, failed, patiently, version};
 use crate::cli::{Common, complain, say};
-use crate::config::{ArchiveKind, Loaded};
+use crate::config::Loaded;
 use crate::roles::host_name;
 use crate::telemetry;
 
@@ -69,10 +69,11 @@ impl From<ErasureError> for Failure {
 }
 
 pub(super) async fn run(loaded: &Loaded, arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let nats = Nats::connect(loaded).await.map_err(Failure::Failed)?;
+    let nats = Box::pin(Nats::connect(loaded)).await;
+    let nats = nats.map_err(Failure::Failed)?;
     let book = Book::open(nats.links.live.clone()).await?;
     if arguments.list {
-        let archive = local_archive(loaded).await?;
+        let archive = archive_here(loaded).await?;
         return erase_list::show(&book, archive.as_ref()).await;
     }
     // The audit's event goes where Weir's own log lines go.
@@ -122,13 +123,13 @@ fn code(done: bool) -> ExitCode {
     }
 }
 
-/// The archive on this machine, if it is one file and there.
-async fn local_archive(loaded: &Loaded) -> Result<Option<Archive>, Failure> {
+/// The archive that is configured, if it is there: a file may be another machine's.
+async fn archive_here(loaded: &Loaded) -> Result<Option<Archive>, Failure> {
     let config = &loaded.config;
-    if config.archive.kind == ArchiveKind::Sqlite && !config.archive_path().exists() {
-        return Ok(None);
+    match version(config).await? {
+        Some(_) => any_archive(config).await.map(Some),
+        None => Ok(None),
     }
-    existing_archive(config).await.map(Some)
 }
 
 struct Erasing<'a> {
@@ -181,7 +182,7 @@ impl Erasing<'_> {
 
     async fn preview(&self, order: &Order) -> Result<(), Failure> {
         say(&format!("erase     {}\n", order.what));
-        let archive = local_archive(self.loaded).await?;
+        let archive = archive_here(self.loaded).await?;
         match &archive {
             Some(archive) => {
                 let rows = patiently(async || archive.erasable(order.what.clone()).await).await?;
@@ -196,7 +197,10 @@ impl Erasing<'_> {
             for slot in &log.slots {
                 for stream in &slot.streams {
                     let count = self.count(order, &log.log, stream, slot.up_to).await?;
-                    say(&format!("stream    {stream}: {count}, up to message {}\n", slot.up_to));
+                    say(&format!(
+                        "stream    {stream}: {count}, up to message {}\n",
+                        slot.up_to
+                    ));
                 }
             }
         }
@@ -280,7 +284,10 @@ impl Erasing<'_> {
             let processes = self.book.processes().await?;
             let late: Vec<&Process> = processes.iter().filter(|p| p.revision < revision).collect();
             if late.is_empty() {
-                say(&format!("in force  in {} running processes\n", processes.len()));
+                say(&format!(
+                    "in force  in {} running processes\n",
+                    processes.len()
+                ));
                 return Ok(true);
             }
             if Instant::now() > deadline {
@@ -308,7 +315,11 @@ impl Erasing<'_> {
             let erased: u64 = known.iter().map(|(_, archive)| archive.erased).sum();
             progress.add(erased.saturating_sub(progress.done()));
             let running = self.archives_running().await?;
-            let is_done = |id: &String| known.iter().any(|(name, a)| name == id && a.done_ms.is_some());
+            let is_done = |id: &String| {
+                known
+                    .iter()
+                    .any(|(name, a)| name == id && a.done_ms.is_some())
+            };
             if running.is_empty() {
                 drop(progress);
                 return self.erase_local_archive(order).await;
@@ -338,7 +349,7 @@ impl Erasing<'_> {
     }
 
     async fn erase_local_archive(&self, order: &Order) -> Result<Option<Held>, Failure> {
-        let Some(archive) = local_archive(self.loaded).await? else {
+        let Some(archive) = archive_here(self.loaded).await? else {
             complain("no Weir that fills an archive runs, and there is no archive on this machine");
             return Ok(None);
         };

@@ -1,10 +1,11 @@
 //! Knows: what Weir needs and does not find: a clear message, and recovery without a restart.
 
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::harness::archive::ArchiveAt;
 use crate::harness::client::{Client, Failure};
 use crate::harness::nats::Nats;
 use crate::harness::rig::Rig;
@@ -150,19 +151,19 @@ async fn a_port_that_is_taken_is_an_error_that_names_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_locked_archive_holds_up_nobody_and_catches_up() {
-    let rig = Rig::servers(1, false, |_| {}).await;
+    let rig = Rig::servers(1, false, |config| config.archive = ArchiveAt::sqlite()).await;
     let mut client = rig.client("a").await;
     client.subscribe("chat:r0", None).await.unwrap();
     client.publish("chat:r0", "0").await.unwrap();
     let (_, first) = client.publication(Duration::from_secs(10)).await.unwrap();
-    let path = rig.weir.archive();
+    let archive = rig.weir.archive();
     until(
         "the first is archived",
         Duration::from_secs(30),
-        async || scan::archived_up_to(&path) >= first.offset,
+        async || archive.up_to().await >= first.offset,
     )
     .await;
-    let locker = rusqlite::Connection::open(&path).unwrap();
+    let locker = rusqlite::Connection::open(archive.file()).unwrap();
     locker.busy_timeout(Duration::from_secs(10)).unwrap();
     locker.execute_batch("BEGIN IMMEDIATE").unwrap();
     let mut newest = 0;
@@ -176,15 +177,15 @@ async fn a_locked_archive_holds_up_nobody_and_catches_up() {
     // History goes on meanwhile: what the archive lacks is in the stream.
     let page = client.history("chat:r0", None, 100, false).await.unwrap();
     assert_eq!(page.publications.len(), 51);
-    assert!(scan::archived_up_to(&path) < newest);
+    assert!(archive.up_to().await < newest);
     locker.execute_batch("ROLLBACK").unwrap();
     until(
         "the archive has caught up",
         Duration::from_secs(60),
-        async || scan::archived_up_to(&path) >= newest,
+        async || archive.up_to().await >= newest,
     )
     .await;
-    assert_eq!(scan::archive(&path).len(), 51);
+    assert_eq!(archive.rows().await.len(), 51);
     rig.require_calm();
 }
 
@@ -303,16 +304,14 @@ async fn a_full_disk_of_the_archive_holds_up_nobody_and_is_caught_up() {
     let nats = Nats::start().await;
     let mut config = Config::new(&nats.url());
     let file = disk.path().join("archive.db");
-    config
-        .more
-        .push_str(&format!("[archive]\npath = \"{}\"\n", file.display()));
+    config.archive = ArchiveAt::Sqlite(file);
     let weir = Weir::start(config).await;
     let mut client = Client::connect(&weir.address(), Some("a")).await.unwrap();
     client.publish("chat:full", "0").await.unwrap();
     until(
         "the first is archived",
         Duration::from_secs(30),
-        async || scan::archived_up_to(&file) > 0,
+        async || weir.archive().up_to().await > 0,
     )
     .await;
     let filler = disk.fill();
@@ -325,11 +324,7 @@ async fn a_full_disk_of_the_archive_holds_up_nobody_and_is_caught_up() {
     until(
         "the archive has caught up",
         Duration::from_secs(60),
-        async || rows(&file) == 201,
+        async || weir.archive().rows().await.len() == 201,
     )
     .await;
-}
-
-fn rows(path: &Path) -> usize {
-    scan::archive(path).len()
 }

@@ -136,7 +136,7 @@ async fn ten_thousand_messages_read_back_over_archive_and_stream() {
     until(
         "the archive's watermark is at the head",
         Duration::from_secs(120),
-        async || scan::archived_up_to(&rig.weir.archive()) >= newest,
+        async || rig.weir.archive().up_to().await >= newest,
     )
     .await;
 
@@ -197,23 +197,15 @@ async fn ten_thousand_messages_read_back_over_archive_and_stream() {
 
     // The archive is lost: it fills itself again with what the stream still has, and says so.
     rig.weir.stop();
-    for suffix in ["", "-wal", "-shm"] {
-        let mut path = rig.weir.archive().into_os_string();
-        path.push(suffix);
-        let gone = std::fs::remove_file(&path);
-        assert!(
-            gone.is_ok() || !suffix.is_empty(),
-            "the archive is a file: {gone:?}"
-        );
-    }
+    rig.weir.archive().lose().await;
     rig.weir.spawn();
     rig.weir.until_ready().await;
     until(
         "the new archive has what the stream has",
         Duration::from_secs(60),
         async || {
-            scan::archived_up_to(&rig.weir.archive()) >= newest
-                && scan::archive(&rig.weir.archive()).len() == 500
+            rig.weir.archive().up_to().await >= newest
+                && rig.weir.archive().rows().await.len() == 500
         },
     )
     .await;
@@ -258,10 +250,10 @@ async fn line_breaks_of_a_bot_are_kept_in_the_log_and_left_out_of_frames() {
     assert_eq!(publication.info.unwrap().user, "bot");
     assert_eq!(scan::stream(&rig.nats).await[0].data, data.as_bytes());
     until("it is archived", Duration::from_secs(20), async || {
-        scan::archived_up_to(&rig.weir.archive()) >= publication.offset
+        rig.weir.archive().up_to().await >= publication.offset
     })
     .await;
-    assert_eq!(scan::archive(&rig.weir.archive())[0].data, data.as_bytes());
+    assert_eq!(rig.weir.archive().rows().await[0].data, data.as_bytes());
     let page = reader.history("chat:r0", None, 10, false).await.unwrap();
     assert_eq!(
         page.publications[0].data.get(),

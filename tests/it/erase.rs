@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::harness::archive::ArchiveAt;
 use crate::harness::client::{Client, Joined, Position, publish_body};
 use crate::harness::rig::Rig;
 use crate::harness::{Rng, heavy, scan, until, within};
@@ -78,6 +79,15 @@ impl Texts {
     }
 }
 
+/// Weir with its archive in a file, whose bytes can be looked at.
+async fn servers() -> Rig {
+    Rig::servers(0, false, |config| {
+        config.archive = ArchiveAt::sqlite();
+        config.client.push_str("command_rate_limit = 0\n");
+    })
+    .await
+}
+
 /// What was said, by room, in order.
 type Said = BTreeMap<String, Vec<String>>;
 
@@ -102,7 +112,7 @@ async fn say(rig: &Rig, texts: &mut Texts, user: &str, rooms: &[&str], each: usi
 async fn until_archived(rig: &Rig) {
     let newest = scan::stream(&rig.nats).await.last().unwrap().offset;
     until("all is archived", Duration::from_secs(60), async || {
-        scan::archived_up_to(&rig.weir.archive()) >= newest
+        rig.weir.archive().up_to().await >= newest
     })
     .await;
 }
@@ -208,7 +218,7 @@ impl Talk {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_room_is_erased_everywhere_and_nothing_else_moves() {
     let _turn = heavy().await;
-    let rig = Rig::servers(0, false, |_| {}).await;
+    let rig = servers().await;
     let mut texts = Texts::new();
     let (gone, other) = ("chat:gone", "chat:other");
     let mut listener = rig.client("listener").await;
@@ -299,7 +309,7 @@ async fn a_room_is_erased_everywhere_and_nothing_else_moves() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_users_messages_are_erased_and_those_around_them_stay() {
     let _turn = heavy().await;
-    let rig = Rig::servers(0, false, |_| {}).await;
+    let rig = servers().await;
     let mut texts = Texts::new();
     let rooms = ["chat:one", "chat:two é"];
     let mut anns = Vec::new();
@@ -369,10 +379,7 @@ async fn a_users_messages_are_erased_and_those_around_them_stay() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_that_was_killed_is_taken_up_again() {
     let _turn = heavy().await;
-    let rig = Rig::servers(0, false, |config| {
-        config.client.push_str("command_rate_limit = 0\n");
-    })
-    .await;
+    let rig = servers().await;
     let mut texts = Texts::new();
     let said = say(&rig, &mut texts, "ann", &["chat:gone"], 4_000).await;
     until_archived(&rig).await;
@@ -414,7 +421,7 @@ async fn a_command_that_was_killed_is_taken_up_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn copies_from_before_do_not_bring_it_back() {
     let _turn = heavy().await;
-    let mut rig = Rig::servers(0, false, |_| {}).await;
+    let mut rig = servers().await;
     let mut texts = Texts::new();
     let (gone, other) = ("chat:gone", "chat:other");
     let said = say(&rig, &mut texts, "ann", &[gone], 200).await;
@@ -430,8 +437,8 @@ async fn copies_from_before_do_not_bring_it_back() {
     };
     // Copies of both, as they are now.
     rig.weir.stop();
-    let archive = std::fs::read(rig.weir.archive()).unwrap();
-    let wal = rig.weir.archive().with_extension("db-wal");
+    let archive = std::fs::read(rig.weir.archive().file()).unwrap();
+    let wal = rig.weir.archive().file().with_extension("db-wal");
     assert!(!wal.exists() || std::fs::metadata(&wal).unwrap().len() == 0);
     let store = rig.nats.copy_store();
     rig.weir.spawn();
@@ -443,9 +450,9 @@ async fn copies_from_before_do_not_bring_it_back() {
     let put_archive_back = |rig: &Rig| {
         for suffix in ["db-wal", "db-shm"] {
             // They are there or not, as the last process left them.
-            let _ = std::fs::remove_file(rig.weir.archive().with_extension(suffix));
+            let _ = std::fs::remove_file(rig.weir.archive().file().with_extension(suffix));
         }
-        std::fs::write(rig.weir.archive(), &archive).unwrap();
+        std::fs::write(rig.weir.archive().file(), &archive).unwrap();
     };
     rig.weir.stop();
     put_archive_back(&rig);
@@ -469,7 +476,7 @@ async fn copies_from_before_do_not_bring_it_back() {
     rig.nats.stop();
     rig.nats.put_back(&store);
     rig.nats.spawn().await;
-    let file = rusqlite::Connection::open(rig.weir.archive()).unwrap();
+    let file = rusqlite::Connection::open(rig.weir.archive().file()).unwrap();
     file.execute_batch("DELETE FROM held; DELETE FROM messages;")
         .unwrap();
     drop(file);
@@ -482,7 +489,7 @@ async fn copies_from_before_do_not_bring_it_back() {
     until(
         "the rest is archived again",
         Duration::from_secs(30),
-        async || scan::archive(&rig.weir.archive()).len() == 200,
+        async || rig.weir.archive().rows().await.len() == 200,
     )
     .await;
     assert_eq!(texts.count(&rig, &said[gone]), (0, 200));

@@ -12,8 +12,12 @@
 
 mod absent;
 mod archive;
+mod at_risk;
+mod bot_recovers;
 mod checker;
+mod deploy;
 mod erase;
+mod far_behind;
 mod forged;
 mod frozen;
 mod harness;

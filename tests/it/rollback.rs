@@ -58,7 +58,7 @@ async fn finish(mut rig: Rig, old_epoch: &str, before: &[Stored], lost: (u64, u6
     rig.settle().await;
     rig.scan().await;
     rig.require_calm();
-    let after = scan::archive(&rig.weir.archive());
+    let after = rig.weir.archive().rows().await;
     let kept: BTreeSet<_> = after
         .iter()
         .map(|row| (&row.room, &row.epoch, row.offset, &row.data))
@@ -108,7 +108,7 @@ async fn a_store_put_back_to_an_older_copy_is_a_new_epoch() {
         .await;
     rig.recorder.fault("store put back", true);
     rig.nats.stop();
-    let before = scan::archive(&rig.weir.archive());
+    let before = rig.weir.archive().rows().await;
     rig.nats.put_back(&copy);
     let back = rig.recorder.now();
     rig.recorder.push(What::Regress);
@@ -125,7 +125,7 @@ async fn a_deleted_stream_is_a_new_epoch() {
     let generation = scan::generations(&rig.nats).await.pop().unwrap();
     let js = rig.nats.jetstream().await;
     rig.recorder.fault("stream deleted", true);
-    let before = scan::archive(&rig.weir.archive());
+    let before = rig.weir.archive().rows().await;
     rig.recorder.push(What::Regress);
     js.delete_stream(&generation.stream).await.unwrap();
     let gone = rig.recorder.now();
@@ -152,13 +152,13 @@ async fn a_store_put_back_while_weir_is_down_is_seen_at_start() {
     until(
         "the archive is ahead of the copy",
         Duration::from_secs(30),
-        async || scan::archived_up_to(&rig.weir.archive()) >= newest,
+        async || rig.weir.archive().up_to().await >= newest,
     )
     .await;
     rig.recorder.fault("store put back", true);
     rig.weir.kill();
     rig.nats.stop();
-    let before = scan::archive(&rig.weir.archive());
+    let before = rig.weir.archive().rows().await;
     rig.nats.put_back(&copy);
     let back = rig.recorder.now();
     rig.recorder.push(What::Regress);

@@ -90,7 +90,7 @@ async fn lose_trim_publish(rig: &Rig, archived: bool) {
         until(
             "the archive has them",
             Duration::from_secs(30),
-            async || scan::archived_up_to(&rig.weir.archive()) >= newest,
+            async || rig.weir.archive().up_to().await >= newest,
         )
         .await;
     }
@@ -121,7 +121,7 @@ async fn what_was_trimmed_comes_from_the_archive() {
     readers(&mut rig).await;
     Box::pin(lose_trim_publish(&rig, true)).await;
     rig.settle().await;
-    scan::record_archive(&rig.recorder, &rig.weir.archive());
+    scan::record_archive(&rig.recorder, &rig.weir.archive()).await;
     let received = rig
         .readers
         .iter()

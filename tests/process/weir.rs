@@ -90,7 +90,7 @@ impl Weir {
     fn command(&self, command: &str, sets: &[String]) -> Command {
         let mut process = Command::new(env!("CARGO_BIN_EXE_weir"));
         process
-            .arg(command)
+            .args(command.split(' '))
             .arg("--data")
             .arg(&self.data)
             .stdin(Stdio::null());
@@ -249,8 +249,50 @@ impl Weir {
         serde_json::from_str::<serde_json::Value>(&answer).ok()?["offset"].as_u64()
     }
 
+    /// Publishes many as `ops`, without waiting in between; the offsets that were acknowledged, in order.
+    pub(crate) fn say_many(&self, room: &str, texts: impl IntoIterator<Item = String>) -> Vec<u64> {
+        let mut nats = Lines::connect(self.nats, "ops", "ops").unwrap();
+        nats.tell("SUB _INBOX.test 1");
+        let mut sent = 0;
+        for text in texts {
+            nats.publish(&format!("say.ops.{room}"), Some("_INBOX.test"), &text);
+            sent += 1;
+        }
+        let mut offsets: Vec<u64> = (0..sent)
+            .map(|_| {
+                let answer = nats.message().expect("an answer");
+                let json: serde_json::Value = serde_json::from_str(&answer).unwrap();
+                json["offset"].as_u64().expect("an offset")
+            })
+            .collect();
+        offsets.sort_unstable();
+        offsets
+    }
+
+    /// A request to JetStream's API as Weir's own user.
+    pub(crate) fn jetstream(&self, subject: &str, request: &str) -> serde_json::Value {
+        let kept = std::fs::read_to_string(self.data.join("nats-server/passwords.json")).unwrap();
+        let kept: serde_json::Value = serde_json::from_str(&kept).unwrap();
+        let password = kept["weir"].as_str().unwrap();
+        let mut nats = Lines::connect(self.nats, "weir", password).unwrap();
+        nats.tell("SUB _INBOX.weir.test 1");
+        nats.publish(
+            &format!("$JS.API.{subject}"),
+            Some("_INBOX.weir.test"),
+            request,
+        );
+        serde_json::from_str(&nats.message().expect("an answer")).unwrap()
+    }
+
     pub(crate) fn check(&self, sets: &[String]) -> (Option<i32>, String) {
         run(&mut self.command("check", sets))
+    }
+
+    /// A command of `weir archive` on the same data folder and ports, ready to run.
+    pub(crate) fn archive(&self, command: &str, args: &[&str]) -> Command {
+        let mut process = self.command(&format!("archive {command}"), &[]);
+        process.args(args);
+        process
     }
 
     pub(crate) fn token(&self, sets: &[String], args: &[&str]) -> (Option<i32>, String) {

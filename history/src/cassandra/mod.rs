@@ -7,6 +7,7 @@
 mod driver;
 mod envelope;
 mod erase;
+mod list;
 mod pace;
 mod read;
 mod schema;
@@ -172,10 +173,21 @@ impl Cassandra {
         ))
     }
 
+    /// The schema version of a keyspace; `None` if there is no archive in it. Changes nothing.
+    ///
+    /// # Errors
+    /// When the cluster does not answer or refuses, or the keyspace is of another version.
+    pub async fn version_at(config: &CassandraConfig) -> Result<Option<String>, ArchiveError> {
+        let driver = Driver::connect(config).await?;
+        let meta = schema::read_meta(&driver, &config.keyspace).await?;
+        Ok(meta.map(|_| schema::VERSION.to_owned()))
+    }
+
     async fn connect(&self) -> Result<Arc<Link>, ArchiveError> {
         let driver = Driver::connect(&self.config).await?;
         let (meta, created) = schema::ensure(&driver, &self.config, new_id).await?;
-        let statements = Statements::prepare(&driver, &self.config.keyspace).await?;
+        let statements = Statements::prepare(&driver, &self.config.keyspace);
+        let statements = Box::pin(statements).await?;
         let link = Arc::new(Link {
             driver,
             statements,

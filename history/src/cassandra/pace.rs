@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 const WRITES_MIN: usize = 4;
-const WRITES_FIRST: usize = 16;
-const WRITES_MAX: usize = 64;
+const WRITES_FIRST: usize = 32;
+const WRITES_MAX: usize = 128;
+/// More after each set of writes that went well.
+const WRITES_STEP: usize = 8;
 /// A write that took longer says that there are too many.
 const SLOW: Duration = Duration::from_millis(500);
 
@@ -36,7 +38,7 @@ impl Pace {
         if slowest > SLOW {
             return self.went_badly();
         }
-        let more = (self.writes_at_once() + 1).min(WRITES_MAX);
+        let more = (self.writes_at_once() + WRITES_STEP).min(WRITES_MAX);
         self.writes_at_once.store(more, Ordering::Relaxed);
     }
 

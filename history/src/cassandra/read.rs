@@ -13,7 +13,7 @@ use weir_nats::{Message, RoomName, Seq};
 
 use super::write::{bucket_of, day_of};
 use super::{Cassandra, Link, READS_REST, envelope, lock, read_streams, to_i64, to_seq};
-use crate::archive::{ArchiveError, Counted, PageQuery, Quarantined, Rows};
+use crate::archive::{ArchiveError, Counted, PageQuery, Rows};
 
 /// Index rows that are read at a time.
 pub(super) const BUCKETS_AT_ONCE: i32 = 64;
@@ -32,21 +32,21 @@ pub(super) const ERASED_US: i64 = 1 << 60;
 
 /// Rows in (`after`, `up_to`] of one room.
 #[derive(Clone, Copy)]
-struct Range<'a> {
-    log: &'a str,
-    room: &'a RoomName,
-    after: Seq,
-    up_to: Seq,
-    reverse: bool,
+pub(super) struct Range<'a> {
+    pub(super) log: &'a str,
+    pub(super) room: &'a RoomName,
+    pub(super) after: Seq,
+    pub(super) up_to: Seq,
+    pub(super) reverse: bool,
 }
 
 impl Range<'_> {
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.after >= self.up_to
     }
 
     /// What is left behind `seq`.
-    fn go_on(&mut self, seq: Seq) {
+    pub(super) fn go_on(&mut self, seq: Seq) {
         if self.reverse {
             self.up_to = seq.just_before();
         } else {
@@ -62,9 +62,9 @@ impl Range<'_> {
 
 /// A bucket of a room that has rows, and the epochs in which it has some.
 #[derive(Debug, PartialEq, Eq)]
-struct Bucket {
-    first: u64,
-    epochs: Vec<String>,
+pub(super) struct Bucket {
+    pub(super) first: u64,
+    pub(super) epochs: Vec<String>,
 }
 
 /// What was read of a bucket.
@@ -184,57 +184,8 @@ impl Cassandra {
         .await
     }
 
-    /// What is in quarantine, by stream and sequence.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub async fn quarantined(
-        &self,
-        max_messages: u32,
-    ) -> Result<Vec<(String, Quarantined)>, ArchiveError> {
-        type Row = (
-            i64,
-            Option<String>,
-            Option<String>,
-            Option<bytes::Bytes>,
-            Option<String>,
-        );
-        self.reading(|link| async move {
-            let mut streams = read_streams(&link).await?;
-            streams.sort_by(|a, b| a.stream.cmp(&b.stream));
-            let mut all = Vec::new();
-            for stream in streams {
-                let left = (max_messages as usize).saturating_sub(all.len());
-                if left == 0 {
-                    break;
-                }
-                let limit = i32::try_from(left).unwrap_or(i32::MAX);
-                let key = (&stream.stream, limit);
-                let rows: Vec<Row> = link
-                    .driver
-                    .scan(&link.statements.select_quarantine, key, left)
-                    .await?;
-                all.extend(
-                    rows.into_iter()
-                        .map(|(seq, subject, headers, data, reason)| {
-                            let refused = Quarantined {
-                                seq: to_seq(seq),
-                                subject: subject.unwrap_or_default(),
-                                headers: headers.unwrap_or_default(),
-                                data: data.unwrap_or_default(),
-                                reason: reason.unwrap_or_default(),
-                            };
-                            (stream.stream.clone(), refused)
-                        }),
-                );
-            }
-            Ok(all)
-        })
-        .await
-    }
-
     /// Reads, twice if need be. While the cluster is known not to answer, nobody waits for it.
-    async fn reading<T, F: Future<Output = Result<T, ArchiveError>>>(
+    pub(super) async fn reading<T, F: Future<Output = Result<T, ArchiveError>>>(
         &self,
         read: impl Fn(Arc<Link>) -> F,
     ) -> Result<T, ArchiveError> {
@@ -310,7 +261,7 @@ async fn read_page(
 }
 
 /// The last sequence of a bucket, or in reverse its first.
-fn behind(link: &Link, bucket: &Bucket, reverse: bool) -> Seq {
+pub(super) fn behind(link: &Link, bucket: &Bucket, reverse: bool) -> Seq {
     if reverse {
         Seq::new(bucket.first)
     } else {
@@ -320,7 +271,10 @@ fn behind(link: &Link, bucket: &Bucket, reverse: bool) -> Seq {
 
 /// The next buckets of a room that have rows, and whether there may be others behind them. An index
 /// row may be there without rows.
-async fn list(link: &Link, range: Range<'_>) -> Result<(Vec<Bucket>, bool), ArchiveError> {
+pub(super) async fn list(
+    link: &Link,
+    range: Range<'_>,
+) -> Result<(Vec<Bucket>, bool), ArchiveError> {
     let statement = if range.reverse {
         &link.statements.select_buckets_backward
     } else {

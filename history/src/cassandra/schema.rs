@@ -50,7 +50,7 @@ const TABLES: [&str; 10] = [
     "CREATE TABLE IF NOT EXISTS {}.user_buckets (
         log text, user text, room text, bucket bigint, epoch text,
         PRIMARY KEY ((log, user), room, bucket, epoch))
-        AND compaction = {'class': 'UnifiedCompactionStrategy', 'scaling_parameters': 'L4'}",
+        WITH compaction = {'class': 'UnifiedCompactionStrategy', 'scaling_parameters': 'L4'}",
     // The first offset of each second (the lowest wins), for reading by time.
     "CREATE TABLE IF NOT EXISTS {}.stream_seconds (
         stream text, day int, sec bigint, off bigint,

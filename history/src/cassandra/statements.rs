@@ -91,8 +91,18 @@ statements! {
     select_quarantine_keys: "SELECT seq, subject, headers FROM {}.quarantine WHERE stream = ?",
     /// timestamp (µs), stream, sequence.
     delete_quarantine: "DELETE FROM {}.quarantine USING TIMESTAMP ? WHERE stream = ? AND seq = ?",
-    /// stream, limit.
-    select_quarantine: "SELECT seq, subject, headers, data, reason FROM {}.quarantine WHERE stream = ? LIMIT ?",
+    /// stream, after, limit.
+    select_quarantine: "SELECT seq, subject, headers, data, reason FROM {}.quarantine
+        WHERE stream = ? AND seq > ? LIMIT ?",
+    /// stream.
+    count_quarantine: "SELECT count(*) FROM {}.quarantine WHERE stream = ?",
+    /// after the token, limit: rooms, in the order of their tokens.
+    select_rooms: "SELECT DISTINCT log, room, token(log, room) FROM {}.room_buckets
+        WHERE token(log, room) > ? LIMIT ?",
+    /// key, value.
+    insert_note: "INSERT INTO {}.meta (key, value) VALUES (?, ?)",
+    /// key.
+    select_note: "SELECT value FROM {}.meta WHERE key = ?",
 }
 
 /// Columns of `streams`, in the order of its statement.

@@ -36,7 +36,8 @@ pub(super) struct Writer {
     streams: HashSet<String>,
     rooms: HashSet<Indexed>,
     users: HashSet<(String, Indexed)>,
-    seconds: HashMap<String, i64>,
+    /// Of each stream: the second that was written last, and its lowest offset.
+    seconds: HashMap<String, (i64, Seq)>,
     /// Of each stream: rows up to here may be there that no range tells of, from before this
     /// process; and up to where it has said that it may write.
     intents: HashMap<String, (Seq, Seq)>,
@@ -225,7 +226,10 @@ impl Cassandra {
                     rooms.entry(key).or_insert(message.time_ms);
                 }
                 let second = message.time_ms.div_euclid(1_000);
-                if newest.is_none_or(|newest| second > newest) {
+                // Tools bring rows room by room, so a second may come after later ones.
+                let is_there = newest
+                    .is_some_and(|(newest, lowest)| second == newest && message.seq >= lowest);
+                if !is_there {
                     let lowest = seconds.entry(second).or_insert(message.seq);
                     *lowest = (*lowest).min(message.seq);
                 }
@@ -281,9 +285,9 @@ impl Cassandra {
         }
         writer.rooms.extend(rooms.into_keys());
         writer.users.extend(users.into_keys());
-        if let Some((second, _)) = seconds.last_key_value() {
+        if let Some((second, lowest)) = seconds.last_key_value() {
             let stream = batch.generation.stream.clone();
-            writer.seconds.insert(stream, *second);
+            writer.seconds.insert(stream, (*second, *lowest));
         }
         Ok(())
     }

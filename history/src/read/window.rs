@@ -1,6 +1,5 @@
 //! Knows: how far a logical window reaches, by counting. Never: payloads of a whole window.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use weir_nats::placement::{Generation, Place};
@@ -16,7 +15,7 @@ const PROBES_MAX: u32 = 2 * u64::BITS;
 
 /// The logical window of a namespace: the newest `size` messages of a room that are not older than
 /// `ttl`. `None` is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Window {
     /// `history_size`; at most [`WINDOW_MAX_MESSAGES`].
     pub size: Option<u64>,
@@ -65,7 +64,8 @@ impl Reader {
         }
         let rest = size - tail.messages;
         let range = (after, tail.watermark);
-        let archived = self.count(place, room, range, rest.saturating_add(1));
+        // Counted up to the whole size, so that it is one query while the tail grows.
+        let archived = self.count(place, room, range, size.saturating_add(1));
         Ok(archived.await?.messages > rest)
     }
 
@@ -136,7 +136,7 @@ impl Reader {
     ) -> Result<Tail, ReadError> {
         let stream = &generation.stream;
         for _ in 0..TRIES_MAX {
-            let watermark = self.held(stream).end();
+            let watermark = self.view(stream).end();
             let above = watermark.max(after);
             let mut tail = Tail {
                 watermark,
@@ -249,13 +249,8 @@ impl Reader {
     ) -> Result<Counted, ReadError> {
         match &self.archive {
             Some(archive) if after < up_to => {
-                let count = archive.count(
-                    place.log.clone(),
-                    room.clone(),
-                    (after, up_to),
-                    max_messages,
-                );
-                Ok(count.await.map_err(Arc::new)?)
+                let range = (after, up_to);
+                Ok(archive.count(&place.log, room, range, max_messages).await?)
             }
             _ => Ok(Counted::default()),
         }

@@ -1,9 +1,10 @@
 //! Knows: the archive as one SQLite file: WAL, `synchronous = FULL`, one writer, a few readers.
-//! Never: NATS, frames. Only this folder names rusqlite: write.rs appends, read.rs reads, erase.rs and
+//! Never: NATS, frames. Only this folder names rusqlite: write.rs appends, read.rs reads, list.rs walks all of it, erase.rs and
 //! expire.rs delete.
 
 mod erase;
 mod expire;
+mod list;
 mod read;
 mod write;
 
@@ -182,8 +183,14 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// Makes the schema, or brings that of an older file up to it in place. Returns the file's version,
-/// which is another one only if it is newer than this code: then nothing was changed.
+/// which is another one only if it is newer than this code: then nothing was changed. A file that
+/// needs nothing is only read.
 fn upgrade(connection: &Connection) -> rusqlite::Result<String> {
+    if let Some(version) = version(connection)?
+        && version != "1"
+    {
+        return Ok(version);
+    }
     connection.execute_batch("BEGIN IMMEDIATE")?;
     let upgraded = upgrade_within(connection);
     connection.execute_batch(if upgraded.is_ok() {
@@ -195,50 +202,62 @@ fn upgrade(connection: &Connection) -> rusqlite::Result<String> {
 }
 
 fn upgrade_within(connection: &Connection) -> rusqlite::Result<String> {
-    let has_meta: bool = connection.query_row(
-        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'meta')",
-        [],
-        |row| row.get(0),
-    )?;
-    let version: Option<String> = if has_meta {
-        connection
-            .query_row("SELECT value FROM meta WHERE key = 'version'", [], |row| {
-                row.get(0)
-            })
-            .optional()?
-    } else {
-        None
-    };
-    match version.as_deref() {
+    match version(connection)?.as_deref() {
         None => {}
         Some("1") => {
             tracing::info!("the archive gets its schema version {SCHEMA_VERSION}");
             connection.execute_batch(FROM_VERSION_1)?;
         }
-        Some(SCHEMA_VERSION) => {}
+        // Another process was quicker.
         Some(other) => return Ok(other.to_owned()),
     }
     connection.execute_batch(SCHEMA)?;
     connection.execute(
         "INSERT INTO meta (key, value) VALUES ('version', ?1)
-         ON CONFLICT (key) DO UPDATE SET value = ?1 WHERE value <> ?1",
+         ON CONFLICT (key) DO UPDATE SET value = ?1",
         [SCHEMA_VERSION],
     )?;
     Ok(SCHEMA_VERSION.to_owned())
 }
 
+/// `None` for a file without a schema.
+fn version(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    let has_meta: bool = connection.query_row(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'meta')",
+        [],
+        |row| row.get(0),
+    )?;
+    if !has_meta {
+        return Ok(None);
+    }
+    let found = connection.query_row("SELECT value FROM meta WHERE key = 'version'", [], |row| {
+        row.get(0)
+    });
+    found.optional()
+}
+
+/// A key of `meta`, made if it is missing. One that is there is only read, so that an archive that another process writes to
+/// is opened without waiting for it.
 fn meta(
     connection: &Connection,
     key: &str,
     first: impl FnOnce() -> String,
 ) -> rusqlite::Result<String> {
+    let read = || {
+        connection
+            .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| {
+                row.get(0)
+            })
+            .optional()
+    };
+    if let Some(there) = read()? {
+        return Ok(there);
+    }
     connection.execute(
         "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO NOTHING",
         params![key, first()],
     )?;
-    connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| {
-        row.get(0)
-    })
+    read()?.ok_or(rusqlite::Error::QueryReturnedNoRows)
 }
 
 fn room_id(connection: &Connection, log: &str, room: &RoomName) -> rusqlite::Result<Option<i64>> {

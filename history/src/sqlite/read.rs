@@ -10,6 +10,14 @@ use weir_nats::{Author, Door, Message, RoomName, Seq};
 
 use super::{Sqlite, room_id, to_i64, to_seq};
 use crate::archive::{ArchiveError, Counted, PageQuery, Quarantined, Rows};
+use crate::by_time::newest_before;
+
+/// Offset and time of a room's newest row.
+const NEWEST_TIME: &str =
+    "SELECT offset, time_ms FROM messages WHERE room = ?1 ORDER BY offset DESC LIMIT 1";
+/// Offset and time of a room's first row at or above an offset.
+const FIRST_TIME: &str =
+    "SELECT offset, time_ms FROM messages WHERE room = ?1 AND offset >= ?2 ORDER BY offset LIMIT 1";
 
 impl Sqlite {
     /// Reads rows of a room.
@@ -71,7 +79,8 @@ impl Sqlite {
             .map_err(|error| self.explain(&error))
     }
 
-    /// The newest offset of a room that was stored before `time_ms`.
+    /// The newest offset of a room that was stored before `time_ms`. It takes as many look-ups in the
+    /// key as an offset has bits, however many rows there are.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -81,19 +90,31 @@ impl Sqlite {
         room: &RoomName,
         time_ms: i64,
     ) -> Result<Option<Seq>, ArchiveError> {
-        let connection = self.reader();
-        let found = room_id(&connection, log, room).and_then(|room| {
-            connection
-                .prepare_cached(
-                    "SELECT offset FROM messages WHERE room = ?1 AND time_ms < ?2
-                     ORDER BY offset DESC LIMIT 1",
-                )?
-                .query_row(params![room, time_ms], |row| row.get(0))
-                .optional()
-        });
-        found
-            .map(|offset| offset.map(to_seq))
+        self.search_time(log, room, time_ms)
             .map_err(|error| self.explain(&error))
+    }
+
+    fn search_time(
+        &self,
+        log: &str,
+        room: &RoomName,
+        time_ms: i64,
+    ) -> rusqlite::Result<Option<Seq>> {
+        let connection = self.reader();
+        let Some(room) = room_id(&connection, log, room)? else {
+            return Ok(None);
+        };
+        let row = |row: &rusqlite::Row<'_>| Ok((to_seq(row.get(0)?), row.get(1)?));
+        let newest = connection
+            .prepare_cached(NEWEST_TIME)?
+            .query_row([room], row)
+            .optional()?;
+        let mut first_at = connection.prepare_cached(FIRST_TIME)?;
+        newest_before(newest, time_ms, |seq| {
+            first_at
+                .query_row(params![room, to_i64(seq)], row)
+                .optional()
+        })
     }
 
     /// How many rows of a room lie in (`after`, `up_to`], and the oldest offset of the newest
@@ -129,22 +150,24 @@ impl Sqlite {
         found.map_err(|error| self.explain(&error))
     }
 
-    /// What is in quarantine.
+    /// What is in quarantine behind a stream and sequence.
     ///
     /// # Errors
     /// When the file cannot be read.
     pub fn quarantined(
         &self,
+        after: Option<&(String, Seq)>,
         max_messages: u32,
     ) -> Result<Vec<(String, Quarantined)>, ArchiveError> {
         let connection = self.reader();
         let mut statement = connection
             .prepare_cached(
                 "SELECT stream, seq, subject, headers, data, reason FROM quarantine
-                 ORDER BY stream, seq LIMIT ?1",
+                 WHERE (stream, seq) > (?1, ?2) ORDER BY stream, seq LIMIT ?3",
             )
             .map_err(|error| self.explain(&error))?;
-        let rows = statement.query_map([max_messages], |row| {
+        let (stream, seq) = after.map_or(("", -1), |(stream, seq)| (stream.as_str(), to_i64(*seq)));
+        let rows = statement.query_map(params![stream, seq, max_messages], |row| {
             let refused = Quarantined {
                 seq: to_seq(row.get(1)?),
                 subject: row.get(2)?,
@@ -159,7 +182,7 @@ impl Sqlite {
     }
 }
 
-fn read_message(row: &rusqlite::Row<'_>) -> rusqlite::Result<Message> {
+pub(super) fn read_message(row: &rusqlite::Row<'_>) -> rusqlite::Result<Message> {
     let door: Option<String> = row.get(3)?;
     let author = match door {
         Some(door) => Some(Author {
@@ -182,4 +205,29 @@ fn read_message(row: &rusqlite::Row<'_>) -> rusqlite::Result<Message> {
         tags,
         data: row.get::<_, Vec<u8>>(8)?.into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn searches_by_time_look_into_the_key_and_sort_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let sqlite = Sqlite::open(&folder.path().join("archive.db")).unwrap();
+        let connection = sqlite.reader();
+        for (query, key) in [
+            (NEWEST_TIME, "(room=?)"),
+            (FIRST_TIME, "(room=? AND offset>?)"),
+        ] {
+            let plan: String = connection
+                .query_row(
+                    &format!("EXPLAIN QUERY PLAN {query}"),
+                    rusqlite::params_from_iter([1, 2].iter().take(query.matches('?').count())),
+                    |row| row.get(3),
+                )
+                .unwrap();
+            assert_eq!(plan, format!("SEARCH messages USING PRIMARY KEY {key}"));
+        }
+    }
 }

@@ -4,8 +4,7 @@
 use std::sync::PoisonError;
 
 use rusqlite::{Connection, ErrorCode, params};
-use weir_nats::Message;
-use weir_nats::Seq;
+use weir_nats::{Message, Seq};
 
 use super::{Sqlite, Writer, room_id_checked, to_i64, to_seq};
 use crate::archive::{Appended, ArchiveError, Batch, Quarantined};

@@ -1,6 +1,5 @@
 //! The worker and its archive survive what happens to them.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,11 +8,15 @@ use weir_history::archive::Batch;
 use weir_history::held::Held;
 use weir_nats::{Message, Seq};
 
-use crate::rig::{Rig, STREAM, WITHIN, all_forward, author, room, rooms, unique_id};
+use crate::rig::{Kind, Rig, STREAM, WITHIN, all_forward, author, room, rooms, unique_id};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_killed_at_random_loses_and_doubles_nothing() {
-    let rig = Rig::new().await;
+for_each_archive! {
+    a_worker_killed_at_random_loses_and_doubles_nothing,
+    a_delivery_again_is_the_same_row_and_another_message_is_a_conflict,
+}
+
+async fn a_worker_killed_at_random_loses_and_doubles_nothing(kind: Kind) {
+    let rig = Rig::on(kind).await;
     let archive = rig.archive().await;
     let rooms = rooms(10);
     let mut stored = rig.publish(&rooms, 2_000).await;
@@ -38,17 +41,14 @@ async fn a_worker_killed_at_random_loses_and_doubles_nothing() {
         let found = all_forward(&reader, &rig.place(room), room, Seq::ZERO, 200).await;
         assert_eq!((&found.0, found.1), (published, true), "{room}");
     }
-    let rows: i64 = Connection::open(rig.archive_path())
-        .unwrap()
-        .query_row("SELECT count(*) FROM messages", [], |row| row.get(0))
-        .unwrap();
+    let rows = rig.row_count().await;
     assert_eq!(rows, 2_000 + 15 * 60);
-    assert_eq!(worker.metrics.conflicts.load(Ordering::Relaxed), 0);
+    assert_eq!(worker.metrics.counts.conflicts.value(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_locked_archive_is_waited_for() {
-    let rig = Rig::new().await;
+    let rig = Rig::on(Kind::Sqlite).await;
     let archive = rig.archive().await;
     let worker = rig.work(&archive);
     let room = room("chat:lobby");
@@ -58,7 +58,7 @@ async fn a_locked_archive_is_waited_for() {
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let late = rig.publish(std::slice::from_ref(&room), 50).await;
     let deadline = tokio::time::Instant::now() + WITHIN;
-    while worker.metrics.retries.load(Ordering::Relaxed) == 0 {
+    while worker.metrics.counts.retries.value() == 0 {
         assert!(tokio::time::Instant::now() < deadline, "a retry is counted");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -71,9 +71,8 @@ async fn a_locked_archive_is_waited_for() {
     assert_eq!(archive.held().borrow()[STREAM].ranges(), [(1, 100)]);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_delivery_again_is_the_same_row_and_another_message_is_a_conflict() {
-    let rig = Rig::new().await;
+async fn a_delivery_again_is_the_same_row_and_another_message_is_a_conflict(kind: Kind) {
+    let rig = Rig::on(kind).await;
     let archive = rig.archive().await;
     let room = room("chat:lobby");
     let generation = rig.place(&room).current().clone();
@@ -114,7 +113,7 @@ async fn a_delivery_again_is_the_same_row_and_another_message_is_a_conflict() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_become_a_row_is_kept_whole_and_holds_up_nobody() {
-    let rig = Rig::new().await;
+    let rig = Rig::on(Kind::Sqlite).await;
     let archive = rig.archive().await;
     let room = room("chat:lobby");
     let bad = unique_id();
@@ -137,12 +136,12 @@ async fn what_cannot_become_a_row_is_kept_whole_and_holds_up_nobody() {
     let worker = rig.work(&archive);
     rig.archived(&archive).await;
     let deadline = tokio::time::Instant::now() + WITHIN;
-    while worker.metrics.quarantined.load(Ordering::Relaxed) < 2 {
+    while worker.metrics.counts.quarantined.value() < 2 {
         assert!(tokio::time::Instant::now() < deadline, "both are counted");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(archive.held().borrow()[STREAM].ranges(), [(1, 12)]);
-    let kept = archive.quarantined(10).await.unwrap();
+    let kept = archive.quarantined(None, 10).await.unwrap();
     assert_eq!(kept.len(), 2);
     assert_eq!(
         (&kept[0].1.data[..], kept[0].1.seq),

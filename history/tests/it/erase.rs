@@ -10,7 +10,7 @@ use bytes::Bytes;
 use rusqlite::Connection;
 use weir_history::archive::{Batch, Quarantined};
 use weir_history::held::Held;
-use weir_history::{Archive, Window};
+use weir_history::{Archive, Ask, Window};
 use weir_nats::erasure::{LogScope, Order, SlotScope, What};
 use weir_nats::message::stamp;
 use weir_nats::placement::Generation;
@@ -163,7 +163,7 @@ async fn no_byte_is_left_in_the_file_and_nothing_comes_back() {
         .unwrap();
     assert_eq!(found(&path, &texts(&kept)), 0);
     assert_eq!(found(&path, std::slice::from_ref(&lost)), 0);
-    assert!(archive.quarantined(10).await.unwrap().is_empty());
+    assert!(archive.quarantined(None, 10).await.unwrap().is_empty());
     assert_eq!(archive.append(strange).await.unwrap().erased, 1);
     let of_room: Vec<_> = bobs
         .iter()
@@ -326,8 +326,7 @@ async fn what_left_by_age_is_missed_and_nothing_else() {
         .history(
             &place,
             &old,
-            None,
-            false,
+            Ask::default(),
             &Window::default(),
             2_000,
             1 << 20,

@@ -5,11 +5,17 @@ use std::time::Duration;
 use weir_nats::placement::{Generation, Place};
 use weir_nats::{Epoch, Seq};
 
-use crate::rig::{Rig, STREAM, all_backward, all_forward, room, rooms};
+use crate::rig::{Kind, Rig, STREAM, all_backward, all_forward, room, rooms};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_archive_that_was_deleted_holds_what_the_stream_still_had() {
-    let rig = Rig::new().await;
+for_each_archive! {
+    an_archive_that_was_deleted_holds_what_the_stream_still_had,
+    what_was_trimmed_before_it_was_archived_is_a_hole,
+    what_was_erased_is_no_hole,
+    an_older_epoch_is_paged_from_the_archive_after_its_stream_is_gone,
+}
+
+async fn an_archive_that_was_deleted_holds_what_the_stream_still_had(kind: Kind) {
+    let rig = Rig::on(kind).await;
     let archive = rig.archive().await;
     let worker = rig.work(&archive);
     let rooms = rooms(5);
@@ -19,12 +25,7 @@ async fn an_archive_that_was_deleted_holds_what_the_stream_still_had() {
     drop(worker);
     let old_id = archive.id().to_owned();
     drop(archive);
-    for suffix in ["", "-wal", "-shm"] {
-        let file = format!("{}{suffix}", rig.archive_path().display());
-        if std::fs::exists(&file).unwrap() {
-            std::fs::remove_file(file).unwrap();
-        }
-    }
+    rig.lose_archive().await;
     let archive = rig.archive().await;
     assert_ne!(archive.id(), old_id);
     let _worker = rig.work(&archive);
@@ -45,9 +46,8 @@ async fn an_archive_that_was_deleted_holds_what_the_stream_still_had() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_trimmed_before_it_was_archived_is_a_hole() {
-    let rig = Rig::new().await;
+async fn what_was_trimmed_before_it_was_archived_is_a_hole(kind: Kind) {
+    let rig = Rig::on(kind).await;
     let archive = rig.archive().await;
     let room = room("chat:lobby");
     let worker = rig.work(&archive);
@@ -103,9 +103,8 @@ async fn what_was_trimmed_before_it_was_archived_is_a_hole() {
     assert!(!across.whole && across.messages.len() == 60);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_erased_is_no_hole() {
-    let rig = Rig::new().await;
+async fn what_was_erased_is_no_hole(kind: Kind) {
+    let rig = Rig::on(kind).await;
     let archive = rig.archive().await;
     let room = room("chat:lobby");
     rig.publish(std::slice::from_ref(&room), 100).await;
@@ -121,9 +120,8 @@ async fn what_was_erased_is_no_hole() {
     assert!(whole && found.len() == 97);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_older_epoch_is_paged_from_the_archive_after_its_stream_is_gone() {
-    let rig = Rig::new().await;
+async fn an_older_epoch_is_paged_from_the_archive_after_its_stream_is_gone(kind: Kind) {
+    let rig = Rig::on(kind).await;
     let archive = rig.archive().await;
     let room = room("chat:lobby");
     let worker = rig.work(&archive);

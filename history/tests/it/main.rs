@@ -3,10 +3,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[macro_use]
+mod rig;
+
 mod archive;
+mod cassandra;
 mod erase;
 mod holes;
+mod listing;
+mod names;
+#[path = "../../../tests/support/cassandra.rs"]
+mod node;
 mod pages;
-mod rig;
 mod service;
+mod storm;
+mod times;
 mod window;

@@ -1,19 +1,25 @@
 //! What is read equals what was published, wherever it lies.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use weir_history::Window;
 use weir_history::archive::Batch;
 use weir_history::held::Held;
+use weir_history::{Ask, Window};
 use weir_nats::placement::{Generation, Place};
 use weir_nats::{Epoch, Message, Seq};
 
-use crate::rig::{Rig, all_backward, all_forward, pairs, room, rooms};
+use crate::rig::{Kind, Rig, all_backward, all_forward, pairs, room, rooms};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_trimmed_stream_reads_whole_forward_backward_and_by_page() {
-    let rig = Rig::new().await;
+for_each_archive! {
+    a_trimmed_stream_reads_whole_forward_backward_and_by_page,
+    a_watermark_that_lags_leaves_no_gap,
+    while_the_stream_is_trimmed_and_archived_every_whole_page_is_whole,
+    a_thousand_equal_requests_are_one_query,
+    an_old_generation_that_is_not_archived_yet_is_read_below_a_new_one_that_is,
+}
+
+async fn a_trimmed_stream_reads_whole_forward_backward_and_by_page(kind: Kind) {
+    let rig = Rig::on(kind).await;
     let archive = rig.archive().await;
     let worker = rig.work(&archive);
     let rooms = rooms(20);
@@ -43,8 +49,8 @@ async fn a_trimmed_stream_reads_whole_forward_backward_and_by_page() {
         assert!(whole);
         assert_eq!(rest, published[published.len() / 2 + 1..]);
     }
-    assert_eq!(worker.metrics.conflicts.load(Ordering::Relaxed), 0);
-    assert_eq!(worker.metrics.rows.load(Ordering::Relaxed), 4_000);
+    assert_eq!(worker.metrics.counts.conflicts.value(), 0);
+    assert_eq!(worker.metrics.counts.rows.value(), 4_000);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -71,9 +77,8 @@ async fn a_reader_without_an_archive_reads_the_stream_and_knows_its_end() {
     assert!(reader.covers(&place, Seq::new(800)).await.unwrap());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_watermark_that_lags_leaves_no_gap() {
-    let rig = Rig::new().await;
+async fn a_watermark_that_lags_leaves_no_gap(kind: Kind) {
+    let rig = Rig::on(kind).await;
     let archive = rig.archive().await;
     let room = room("chat:lobby");
     let worker = rig.work(&archive);
@@ -95,9 +100,8 @@ async fn a_watermark_that_lags_leaves_no_gap() {
     assert_eq!(head.offset, published.last().unwrap().0);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_the_stream_is_trimmed_and_archived_every_whole_page_is_whole() {
-    let rig = Rig::new().await;
+async fn while_the_stream_is_trimmed_and_archived_every_whole_page_is_whole(kind: Kind) {
+    let rig = Rig::on(kind).await;
     let archive = rig.archive().await;
     let _worker = rig.work(&archive);
     let room = room("chat:busy");
@@ -130,9 +134,8 @@ async fn while_the_stream_is_trimmed_and_archived_every_whole_page_is_whole() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_equal_requests_are_one_query() {
-    let rig = Rig::new().await;
+async fn a_thousand_equal_requests_are_one_query(kind: Kind) {
+    let rig = Rig::on(kind).await;
     let archive = rig.archive().await;
     let _worker = rig.work(&archive);
     let room = room("chat:lobby");
@@ -202,7 +205,7 @@ async fn a_recovery_is_true_only_when_it_is() {
         ttl: Some(Duration::ZERO),
     };
     let history = reader
-        .history(&place, &room, Some(Seq::ZERO), false, &small, 50, 1 << 20)
+        .history(&place, &room, Ask::default(), &small, 50, 1 << 20)
         .await
         .unwrap();
     assert_eq!(pairs(&history.messages), published[&room][90..]);
@@ -210,9 +213,8 @@ async fn a_recovery_is_true_only_when_it_is() {
     assert!(!ask(Some(epoch.as_str()), 40, &old).await.recovered);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_old_generation_that_is_not_archived_yet_is_read_below_a_new_one_that_is() {
-    let rig = Rig::new().await;
+async fn an_old_generation_that_is_not_archived_yet_is_read_below_a_new_one_that_is(kind: Kind) {
+    let rig = Rig::on(kind).await;
     let archive = rig.archive().await;
     let room = room("chat:lobby");
     let worker = rig.work(&archive);

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weir_history::{Archive, Page, Reader, Worker, WorkerMetrics};
+use weir_history::{Archive, CassandraConfig, Page, Reader, Worker, WorkerMetrics};
 use weir_nats::connect::{ConnectConfig, Credentials, LinkTimes, Links};
 use weir_nats::guard::Guard;
 use weir_nats::message::stamp;
@@ -27,18 +27,59 @@ use weir_nats::replay::Replay;
 use weir_nats::stream::{LogConfig, Storage, context};
 use weir_nats::{Author, Door, Message, Orders, Placements, RoomName, Seq};
 
+use crate::cassandra::config_at;
+use crate::node::{Keyspace, cql, shared_node};
+
+/// True in `make test-long`.
+pub(crate) fn long() -> bool {
+    std::env::var("WEIR_TEST_LONG").is_ok_and(|value| value == "1")
+}
+
+/// `short` in `make test`, `whole` in `make test-long`.
+pub(crate) fn either<T>(short: T, whole: T) -> T {
+    if long() { whole } else { short }
+}
+
 /// Longest wait for anything.
 pub(crate) const WITHIN: Duration = Duration::from_secs(12);
 pub(crate) const STREAM: &str = "ROOMS_0";
 /// Acknowledgements in flight while a test publishes.
 const IN_FLIGHT_MAX: usize = 200;
 
+/// Makes a test of each function, once for each kind of archive. One that is not named here is dead
+/// code, which is an error.
+macro_rules! for_each_archive {
+    ($($name:ident),+ $(,)?) => { $(
+        mod $name {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn sqlite() {
+                Box::pin(super::$name(crate::rig::Kind::Sqlite)).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn cassandra() {
+                Box::pin(super::$name(crate::rig::Kind::Cassandra)).await;
+            }
+        }
+    )+ };
+}
+
+/// The archives that every test of history and recovery runs against, with the same assertions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Sqlite,
+    Cassandra,
+}
+
 pub(crate) struct Rig {
+    pub(crate) kind: Kind,
     pub(crate) links: Links,
     pub(crate) js: Context,
     pub(crate) guard: Guard,
     pub(crate) placements: Placements,
     pub(crate) folder: TempDir,
+    pub(crate) url: String,
+    keyspace: Option<Keyspace>,
     _server: Server,
 }
 
@@ -82,7 +123,13 @@ fn nats_server() -> PathBuf {
 }
 
 impl Rig {
+    /// For what needs no archive.
     pub(crate) async fn new() -> Self {
+        Self::on(Kind::Sqlite).await
+    }
+
+    /// One whose archive is of this kind.
+    pub(crate) async fn on(kind: Kind) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = ports::free_port();
         let server = Command::new(nats_server())
@@ -132,11 +179,14 @@ impl Rig {
         );
         let guard = Box::pin(guard).await.unwrap();
         Self {
+            kind,
             js: context(links.live.clone()),
             links,
             guard,
             placements,
             folder,
+            url: config.url,
+            keyspace: (kind == Kind::Cassandra).then(|| Keyspace::new(shared_node())),
             _server: server,
         }
     }
@@ -145,8 +195,67 @@ impl Rig {
         self.folder.path().join("archive.db")
     }
 
+    /// Opens the archive, as a process does at its start.
     pub(crate) async fn archive(&self) -> Archive {
-        Archive::sqlite(&self.archive_path()).await.unwrap()
+        match self.kind {
+            Kind::Sqlite => Archive::sqlite(&self.archive_path()).await.unwrap(),
+            Kind::Cassandra => {
+                let archive = Archive::cassandra(self.cassandra()).await.unwrap();
+                assert!(archive.is_connected(), "the node answers");
+                archive
+            }
+        }
+    }
+
+    /// The keyspace of this rig.
+    pub(crate) fn cassandra(&self) -> CassandraConfig {
+        let keyspace = self.keyspace.as_ref().expect("an archive in Cassandra");
+        config_at(vec![shared_node().to_owned()], keyspace.name(), 1)
+    }
+
+    /// Everything in the archive is gone. It must not be open.
+    pub(crate) async fn lose_archive(&self) {
+        match self.kind {
+            Kind::Sqlite => {
+                for suffix in ["", "-wal", "-shm"] {
+                    let file = format!("{}{suffix}", self.archive_path().display());
+                    if std::fs::exists(&file).unwrap() {
+                        std::fs::remove_file(file).unwrap();
+                    }
+                }
+            }
+            Kind::Cassandra => {
+                let keyspace = self.cassandra().keyspace;
+                let statement = format!("DROP KEYSPACE {keyspace}");
+                cql::query(shared_node(), &statement, cql::ONE).unwrap();
+            }
+        }
+    }
+
+    /// How many rows the archive has, counted past Weir.
+    pub(crate) async fn row_count(&self) -> u64 {
+        match self.kind {
+            Kind::Sqlite => rusqlite::Connection::open(self.archive_path())
+                .unwrap()
+                .query_row("SELECT count(*) FROM messages", [], |row| {
+                    row.get::<_, i64>(0)
+                })
+                .map(|rows| u64::try_from(rows).unwrap())
+                .unwrap(),
+            Kind::Cassandra => {
+                let session = scylla::client::session_builder::SessionBuilder::new()
+                    .known_node(shared_node())
+                    .build()
+                    .await
+                    .unwrap();
+                let keyspace = self.cassandra().keyspace;
+                let count = format!("SELECT count(*) FROM {keyspace}.messages");
+                let counted = session.query_unpaged(count, ()).await.unwrap();
+                let rows = counted.into_rows_result().unwrap();
+                let (rows,): (i64,) = rows.single_row().unwrap();
+                u64::try_from(rows).unwrap()
+            }
+        }
     }
 
     pub(crate) fn reader(&self, archive: Option<&Archive>) -> Reader {
@@ -258,6 +367,33 @@ pub(crate) fn author() -> Author {
         client: "c1".into(),
         info: Some(Bytes::from_static(b"{\"name\":\"Ann\"}")),
         door: Door::Socket,
+    }
+}
+
+/// SplitMix64: small, seeded, the same everywhere.
+pub(crate) struct Rng(u64);
+
+impl Rng {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `bound`, which is not 0.
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    /// One of them.
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[usize::try_from(self.below(from.len() as u64)).unwrap()]
     }
 }
 

@@ -8,14 +8,18 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weir_history::Window;
 use weir_history::service::{Access, HistoryService};
+use weir_history::{Reader, Window};
 use weir_nats::message::stamp;
 use weir_nats::{RoomName, Seq};
 
-use crate::rig::{Rig, WITHIN, author, room, unique_id};
+use crate::rig::{Kind, Rig, WITHIN, author, room, unique_id};
 
 async fn serve(rig: &Rig, stop: &CancellationToken) -> Client {
+    serve_from(rig, rig.reader(None), stop).await
+}
+
+async fn serve_from(rig: &Rig, reader: Reader, stop: &CancellationToken) -> Client {
     let policy = |user: &str, room: &RoomName| {
         if user == "bob" && room.namespace() == Some("chat") {
             let window = Window::default();
@@ -30,7 +34,7 @@ async fn serve(rig: &Rig, stop: &CancellationToken) -> Client {
     let may_answer = |user: &str, reply: &str| reply.starts_with(&format!("_INBOX.{user}."));
     let service = HistoryService::new(
         rig.links.door.clone(),
-        rig.reader(None),
+        reader,
         rig.placements.clone(),
         Arc::new(policy),
         Arc::new(may_answer),
@@ -43,12 +47,17 @@ async fn serve(rig: &Rig, stop: &CancellationToken) -> Client {
         .connect(format!("127.0.0.1:{}", address.port))
         .await
         .unwrap();
+    until_there(&bob).await;
+    bob
+}
+
+/// Waits until the service answers.
+pub(crate) async fn until_there(client: &Client) {
     let deadline = tokio::time::Instant::now() + WITHIN;
-    while bob.request("$SRV.PING", "".into()).await.is_err() {
+    while client.request("$SRV.PING", "".into()).await.is_err() {
         assert!(tokio::time::Instant::now() < deadline, "the service is up");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    bob
 }
 
 async fn ask(client: &Client, subject: &str, body: Value) -> Value {
@@ -119,6 +128,94 @@ async fn a_payload_comes_back_byte_for_byte() {
     let bytes = answer["publications"][1]["b64data"].as_str().unwrap();
     let bytes = data_encoding::BASE64.decode(bytes.as_bytes()).unwrap();
     assert_eq!(bytes, b"\xff\x00no json");
+    stop.cancel();
+}
+
+for_each_archive! {
+    a_bot_reads_by_time_and_is_told_what_there_is,
+}
+
+async fn a_bot_reads_by_time_and_is_told_what_there_is(kind: Kind) {
+    let rig = Rig::on(kind).await;
+    let archive = rig.archive().await;
+    let worker = rig.work(&archive);
+    let stop = CancellationToken::new();
+    let bob = serve_from(&rig, rig.reader(Some(&archive)), &stop).await;
+    let lobby = room("chat:lobby");
+    let subject = "history.bob.chat.lobby";
+    for _ in 0..3 {
+        rig.publish(std::slice::from_ref(&lobby), 20).await;
+        // Not to wait for anything: so that the times of the bursts differ.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    rig.archived(&archive).await;
+    drop(worker);
+    rig.trim(10).await;
+    rig.publish(std::slice::from_ref(&lobby), 20).await;
+    let numbers = |answer: &Value| -> Vec<(u64, i64)> {
+        let page = answer["publications"].as_array().unwrap();
+        let number = |one: &Value| {
+            (
+                one["offset"].as_u64().unwrap(),
+                one["time"].as_i64().unwrap(),
+            )
+        };
+        page.iter().map(number).collect()
+    };
+    let everything = ask(&bob, subject, json!({ "limit": -1 })).await;
+    let all = numbers(&everything);
+    assert_eq!(all.len(), 80);
+    let (from, until) = (all[25].1, all[70].1);
+    let mut expected = all.clone();
+    expected.retain(|(_, time)| (from..until).contains(time));
+    let body = json!({ "since_time": from, "until_time": until });
+    assert_eq!(numbers(&ask(&bob, subject, body).await), expected);
+    let body = json!({ "since_time": from, "until_time": until, "reverse": true, "limit": 5 });
+    let answer = ask(&bob, subject, body).await;
+    expected.reverse();
+    assert_eq!(numbers(&answer), expected[..5]);
+    assert_eq!(
+        (&answer["more"], &answer["whole"]),
+        (&json!(true), &json!(true))
+    );
+    // In pages of less than a message's worth there is always one.
+    let before = expected[4].0;
+    let body = json!({ "since": { "offset": before }, "reverse": true, "since_time": from });
+    assert_eq!(numbers(&ask(&bob, subject, body).await), expected[5..]);
+
+    // Wrong requests are answered with what there is, as errors of NATS micro services, too.
+    let answer = bob
+        .request(subject, r#"{"since_tme":1}"#.into())
+        .await
+        .unwrap();
+    let headers = answer.headers.unwrap();
+    let header = |name: &str| headers.get(name).unwrap().as_str().to_owned();
+    assert_eq!(header("Nats-Service-Error-Code"), "107");
+    assert!(header("Nats-Service-Error").contains("`since_time`"));
+    let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
+    let text = answer["error"]["message"].as_str().unwrap();
+    assert!(
+        text.contains("`since_tme`") && text.contains("`until_time`"),
+        "{text}"
+    );
+    assert_eq!(answer["error"]["temporary"], false);
+
+    // It describes itself, and what it did.
+    let info = ask(&bob, "$SRV.INFO.weir-history", json!({})).await;
+    assert_eq!(info["endpoints"][0]["subject"], "history.*.*.*");
+    let schema = info["endpoints"][0]["metadata"]["request_schema"].as_str();
+    assert!(schema.unwrap().contains("since_time"));
+    let stats = ask(&bob, "$SRV.STATS.weir-history", json!({})).await;
+    let endpoint = &stats["endpoints"][0];
+    assert_eq!(endpoint["num_requests"], 5);
+    assert_eq!(endpoint["num_errors"], 1);
+    assert!(endpoint["average_processing_time"].as_u64().unwrap() > 0);
+    assert!(
+        endpoint["last_error"]
+            .as_str()
+            .unwrap()
+            .contains("since_tme")
+    );
     stop.cancel();
 }
 

@@ -1,11 +1,16 @@
 //! A logical window is counted, wherever its messages lie and however big they are.
 
 use bytes::Bytes;
-use weir_history::{Reader, Window};
+use weir_history::{Ask, Reader, Window};
 use weir_nats::placement::Place;
 use weir_nats::{RoomName, Seq};
 
-use crate::rig::{Rig, pairs, room};
+use crate::rig::{Kind, Rig, pairs, room};
+
+for_each_archive! {
+    a_window_of_three_lies_across_the_archive_and_the_tail,
+    a_recovery_of_more_than_a_page_is_judged_by_its_count,
+}
 
 const PAGE_MAX_BYTES: u32 = 1 << 20;
 
@@ -30,8 +35,12 @@ async fn shows_the_newest(
         for limit in [1, 2, 300_usize] {
             let max = u32::try_from(limit).unwrap();
             let history = async |reverse| {
+                let ask = Ask {
+                    reverse,
+                    ..Ask::default()
+                };
                 reader
-                    .history(place, room, None, reverse, &window, max, PAGE_MAX_BYTES)
+                    .history(place, room, ask, &window, max, PAGE_MAX_BYTES)
                     .await
                     .unwrap()
             };
@@ -48,9 +57,8 @@ async fn shows_the_newest(
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_window_of_three_lies_across_the_archive_and_the_tail() {
-    let rig = Rig::new().await;
+async fn a_window_of_three_lies_across_the_archive_and_the_tail(kind: Kind) {
+    let rig = Rig::on(kind).await;
     let archive = rig.archive().await;
     let (room, other) = (room("chat:lobby"), room("chat:other"));
     let both = [room.clone(), other];
@@ -69,7 +77,7 @@ async fn a_window_of_three_lies_across_the_archive_and_the_tail() {
         let (reader, place, room) = (reader.clone(), place.clone(), room.clone());
         tokio::spawn(async move {
             let window = newest(3);
-            let page = reader.history(&place, &room, None, false, &window, 9, PAGE_MAX_BYTES);
+            let page = reader.history(&place, &room, Ask::default(), &window, 9, PAGE_MAX_BYTES);
             page.await.unwrap().messages.len()
         })
     });
@@ -95,10 +103,9 @@ async fn a_window_is_found_in_a_stream_that_is_spread_unevenly() {
     shows_the_newest(&reader, &place, &room, &left, &[1, 3, 9, 10, 11]).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_recovery_of_more_than_a_page_is_judged_by_its_count() {
+async fn a_recovery_of_more_than_a_page_is_judged_by_its_count(kind: Kind) {
     const EACH_BYTES: usize = 512 << 10;
-    let rig = Rig::new().await;
+    let rig = Rig::on(kind).await;
     let archive = rig.archive().await;
     let room = room("chat:lobby");
     let worker = rig.work(&archive);

@@ -135,6 +135,8 @@ mod tests {
             first: Seq::new(1),
             last: Seq::new(state.1),
             messages: 0,
+            bytes: 0,
+            limits: Default::default(),
             created: state.0.into(),
         };
         compare(&known, &state, at_known)

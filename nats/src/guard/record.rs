@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{GuardError, Known};
 use crate::ambient::random;
 use crate::placement::PlacementRecord;
-use crate::stream::{LogConfig, declare_bucket};
+use crate::stream::{KV_BUCKET, LogConfig, declare_bucket};
 
 const IDEMPOTENCY_KEY: &str = "keys.idempotency";
 /// Processes that may make the key at once.
@@ -22,6 +22,22 @@ pub(super) struct Record {
 
 fn failed(error: &dyn std::fmt::Display) -> GuardError {
     GuardError::Kv(error.to_string())
+}
+
+/// A log's placement, without making the bucket where it is missing.
+pub(super) async fn written_placement(
+    js: &Context,
+    log: &str,
+) -> Result<PlacementRecord, GuardError> {
+    let bucket = js
+        .get_key_value(KV_BUCKET)
+        .await
+        .map_err(|error| failed(&error))?;
+    let stored = bucket.get(format!("placement.{log}")).await;
+    match stored.map_err(|error| failed(&error))? {
+        Some(json) => serde_json::from_slice(&json).map_err(|error| failed(&error)),
+        None => Ok(PlacementRecord::default()),
+    }
 }
 
 fn known_key(stream: &str) -> String {

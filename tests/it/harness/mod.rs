@@ -1,6 +1,7 @@
 //! Knows: what every test needs: seeds, free ports, conditions with deadlines, turns for the heavy.
 //! Never: what is tested.
 
+pub(crate) mod archive;
 pub(crate) mod client;
 pub(crate) mod nats;
 #[path = "../../support/ports.rs"]

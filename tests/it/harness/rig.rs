@@ -194,20 +194,20 @@ impl Rig {
     /// Waits until the archive holds what the stream holds, then writes both into the record.
     pub(crate) async fn scan(&self) {
         let rows = scan::stream(&self.nats).await;
-        let path = self.weir.archive();
+        let archive = self.weir.archive();
         let newest = rows.iter().map(|row| row.offset).max().unwrap_or(0);
         within(
             "the archive reaches the head",
             Duration::from_secs(60),
             async {
-                while scan::archived_up_to(&path) < newest {
+                while archive.up_to().await < newest {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
         )
         .await;
         let streamed = scan::record_stream(&self.recorder, &self.nats).await;
-        let archived = scan::record_archive(&self.recorder, &path);
+        let archived = scan::record_archive(&self.recorder, &archive).await;
         eprintln!("scanned {streamed} rows of the stream and {archived} of the archive");
     }
 

@@ -1,6 +1,5 @@
 //! Knows: what streams and the archive hold in the end, read without Weir. Never: Weir's own readers.
 
-use std::path::Path;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -8,6 +7,7 @@ use futures_util::StreamExt as _;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::archive::ArchiveAt;
 use super::nats::Nats;
 use super::record::Recorder;
 use crate::checker::event::{Tier, What};
@@ -120,8 +120,8 @@ pub(crate) async fn record_stream(recorder: &Recorder, nats: &Nats) -> usize {
 }
 
 /// Writes the archive's rows into the record.
-pub(crate) fn record_archive(recorder: &Recorder, path: &Path) -> usize {
-    let rows = archive(path);
+pub(crate) async fn record_archive(recorder: &Recorder, archive: &ArchiveAt) -> usize {
+    let rows = archive.rows().await;
     record(recorder, Tier::Archive, &rows);
     rows.len()
 }
@@ -132,41 +132,4 @@ fn record(recorder: &Recorder, tier: Tier, rows: &[Stored]) {
         let seen = recorder.seen(&row.room, at, &row.author, &row.data);
         recorder.push(What::Row { tier, seen });
     }
-}
-
-/// The newest offset in the archive; 0 while there is none.
-pub(crate) fn archived_up_to(path: &Path) -> u64 {
-    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
-    let newest = rusqlite::Connection::open_with_flags(path, flags)
-        .and_then(|db| db.query_row("SELECT max(offset) FROM messages", [], |row| row.get(0)));
-    newest
-        .ok()
-        .flatten()
-        .map_or(0, |seq: i64| u64::try_from(seq).unwrap())
-}
-
-/// Every row of the archive, by offset.
-pub(crate) fn archive(path: &Path) -> Vec<Stored> {
-    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
-    let connection = rusqlite::Connection::open_with_flags(path, flags).unwrap();
-    connection.busy_timeout(Duration::from_secs(10)).unwrap();
-    let mut query = connection
-        .prepare(
-            "SELECT r.channel, s.epoch, m.offset, m.user, m.data FROM messages m
-             JOIN rooms r ON r.id = m.room JOIN streams s ON s.id = m.stream
-             ORDER BY m.offset",
-        )
-        .unwrap();
-    let rows = query
-        .query_map([], |row| {
-            Ok(Stored {
-                room: row.get(0)?,
-                epoch: row.get(1)?,
-                offset: u64::try_from(row.get::<_, i64>(2)?).unwrap(),
-                author: row.get(3)?,
-                data: row.get(4)?,
-            })
-        })
-        .unwrap();
-    rows.map(Result::unwrap).collect()
 }

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use super::archive::ArchiveAt;
 use super::nats::{nats_server, signal};
 use super::{free_port, until};
 
@@ -27,6 +28,9 @@ pub(crate) struct Config {
     pub(crate) client: String,
     /// More lines of the log `rooms`.
     pub(crate) log: String,
+    /// Where rooms are kept, and more lines under `[archive]`.
+    pub(crate) archive: ArchiveAt,
+    pub(crate) archive_more: String,
     /// More tables.
     pub(crate) more: String,
     pub(crate) port: u16,
@@ -41,6 +45,8 @@ impl Config {
             password: "weir".to_owned(),
             client: String::new(),
             log: String::new(),
+            archive: ArchiveAt::chosen(),
+            archive_more: String::new(),
             more: String::new(),
             port: free_port(),
             internal_port: free_port(),
@@ -54,6 +60,8 @@ impl Config {
             password,
             client,
             log,
+            archive,
+            archive_more,
             more,
             port,
             internal_port,
@@ -115,8 +123,12 @@ allow_publish_for_client = true
 [[logs]]
 name = "rooms"
 {log}
+
+[archive]
+{archive}{archive_more}
 {more}
-"#
+"#,
+            archive = archive.config()
         )
         .unwrap();
         text
@@ -216,9 +228,9 @@ impl Weir {
         self.dir.path().join("data")
     }
 
-    /// The SQLite file.
-    pub(crate) fn archive(&self) -> PathBuf {
-        self.data().join("archive.db")
+    /// Where its rooms are kept.
+    pub(crate) fn archive(&self) -> ArchiveAt {
+        self.config.archive.in_folder(&self.data())
     }
 
     fn log_path(&self) -> PathBuf {
