@@ -8,6 +8,7 @@ mod rig;
 
 mod archive;
 mod cassandra;
+mod erase;
 mod holes;
 mod listing;
 mod names;

@@ -25,7 +25,7 @@ use weir_nats::message::stamp;
 use weir_nats::placement::Place;
 use weir_nats::replay::Replay;
 use weir_nats::stream::{LogConfig, Storage, context};
-use weir_nats::{Author, Door, Message, Placements, RoomName, Seq};
+use weir_nats::{Author, Door, Message, Orders, Placements, RoomName, Seq};
 
 use crate::cassandra::config_at;
 use crate::node::{Keyspace, cql, shared_node};
@@ -189,7 +189,13 @@ impl Rig {
             replicas: 1,
             duplicate_window: Duration::from_secs(120),
         };
-        let guard = Guard::start(&links, vec![log], placements.clone(), known);
+        let guard = Guard::start(
+            &links,
+            vec![log],
+            placements.clone(),
+            known,
+            Orders::default(),
+        );
         let guard = Box::pin(guard).await.unwrap();
         Self {
             kind,

@@ -192,6 +192,17 @@ impl Weir {
         self.child = Some(child);
     }
 
+    /// Another command of the same program, on the same configuration and data.
+    pub(crate) fn command(&self, command: &str, arguments: &[&str]) -> Command {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_weir"));
+        program.arg(command).args(arguments);
+        program
+            .arg("--config")
+            .arg(self.dir.path().join("weir.toml"));
+        program.arg("--data").arg(self.data());
+        program
+    }
+
     /// Waits for `/ready`; shows the log if the process ends meanwhile.
     pub(crate) async fn until_ready(&mut self) {
         let start = Instant::now();
