@@ -106,6 +106,9 @@ if [ -n "$own_node" ]; then step cassandra node_ready; fi
 long=()
 if [ "${WEIR_TEST_LONG:-}" = 1 ]; then long=(-- --include-ignored); fi
 step cargo cargo test --workspace --locked --no-fail-fast ${long[@]+"${long[@]}"}
+# What the black-box tests promise of history and recovery holds for an archive in Cassandra, too.
+step cargo-cassandra env WEIR_TEST_ARCHIVE=cassandra cargo test --locked --no-fail-fast --test it -- \
+  archive:: bot_recovers:: deploy:: far_behind:: kill_nine:: lost_ack:: lost_tail:: rollback:: slow_reader:: trimmed::
 
 if [ -f tests/sdk/package.json ]; then
   step sdk-install sdk_ready

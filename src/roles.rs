@@ -2,6 +2,7 @@
 //! Never: messages, listeners, a nats-server of our own.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,17 +27,21 @@ use weir_edge::settings::{
     Bounds, ClientSettings, DataFormat, DoorSettings, EdgeSettings, Namespace,
 };
 use weir_edge::{server, sweep};
+use weir_history::archive::OldestMs;
+use weir_history::erase::{Eraser, expire};
 use weir_history::service::{Access, HistoryService};
 use weir_history::{Archive, Reader, Window, Worker, WorkerMetrics};
+use weir_nats::ambient::now_ms;
 use weir_nats::connect::{ConnectConfig, Credentials, LinkTimes, Links};
+use weir_nats::erasure::watch::{Apply, Identity, Watch};
 use weir_nats::figures::Figure;
 use weir_nats::guard::Guard;
 use weir_nats::publish::{ArchiveLookup, PublishLimits, Publisher, PublisherParts, Saw};
 use weir_nats::replay::Replay;
 use weir_nats::stream::{
-    LogConfig, PROBE_SUBJECT, PROBED_SUBJECT, Storage, context, declare_probe,
+    LogConfig, PROBE_SUBJECT, PROBED_SUBJECT, Storage, context, declare_bucket, declare_probe,
 };
-use weir_nats::{Placements, RoomName};
+use weir_nats::{Orders, Placements, RoomName};
 
 use crate::config::{self, Config};
 
@@ -46,6 +51,8 @@ const ARCHIVE_RETRY: Duration = Duration::from_secs(1);
 const SUSPICION_EVERY: Duration = Duration::from_secs(10);
 /// For requests of the native doors that are in hand when the process stops: a publish is answered within 4 s.
 const SERVICES_WITHIN: Duration = Duration::from_secs(5);
+/// For the word that this process has ended.
+const SAID_WITHIN: Duration = Duration::from_millis(1_500);
 /// For a connection to NATS to be closed properly.
 const LINK_CLOSE_WITHIN: Duration = Duration::from_secs(1);
 /// For a probe to come back.
@@ -62,6 +69,9 @@ pub struct Roles {
     tasks: TaskTracker,
     /// The doors, which answer what they have in hand before they end.
     services: Vec<JoinHandle<()>>,
+    /// Says at the end that this process has ended.
+    erasure: JoinHandle<()>,
+    orders: Orders,
     /// Nothing new is taken: no sockets, no requests.
     closing: CancellationToken,
     /// What serves the others ends.
@@ -94,17 +104,38 @@ impl Roles {
         let seeds = archive.known().await.map_err(failed)?;
         let placements = Placements::default();
         let logs: Vec<LogConfig> = config.logs.iter().map(log_config).collect();
-        let guard = Guard::start(&links, logs.clone(), placements.clone(), seeds)
-            .await
-            .map_err(failed)?;
+        let deep_reads = usize::from(config.history.stream_reads);
+        let replay = Replay::new(links.reads.clone()).with_reads_at_once(deep_reads);
+        // Before anything is read or appended: what was ordered to be erased does not come back.
+        let orders = Orders::default();
+        let replicas = logs.iter().map(|log| log.replicas).max().unwrap_or(1);
+        declare_bucket(&js, replicas).await.map_err(failed)?;
+        let identity = identity(config, &archive);
+        let watch = Watch::start(links.live.clone(), orders.clone(), identity);
+        let watch = watch.await.map_err(failed)?;
+        let eraser = Eraser::new(
+            archive.clone(),
+            watch.book(),
+            orders.clone(),
+            replay.clone(),
+            watch.resets(),
+        );
+        eraser.prepare().await.map_err(failed)?;
+        let guard = Guard::start(
+            &links,
+            logs.clone(),
+            placements.clone(),
+            seeds,
+            orders.clone(),
+        );
+        let guard = guard.await.map_err(failed)?;
         let secret = guard.idempotency_secret().await.map_err(failed)?;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         tasks.spawn(guard.clone().run(guard_events, stop.clone()));
 
-        let deep_reads = usize::from(config.history.stream_reads);
-        let replay = Replay::new(links.reads.clone()).with_reads_at_once(deep_reads);
         let reader = Reader::new(Some(archive.clone()), replay.clone())
-            .with_cache(config.history.cache_max_size);
+            .with_cache(config.history.cache_max_size)
+            .with_orders(orders.clone());
         let wake = Arc::new(Notify::new());
         let publisher = Publisher::start(
             PublisherParts {
@@ -123,6 +154,10 @@ impl Roles {
             &tasks,
         );
         let worker_metrics = Arc::new(WorkerMetrics::new(config.archive.allowed_lag));
+        tasks.spawn(eraser.run(stop.clone()));
+        if let Some(oldest_ms) = oldest_ms(config) {
+            tasks.spawn(expire(archive.clone(), oldest_ms, stop.clone()));
+        }
         let worker = Worker::new(
             archive,
             replay,
@@ -141,11 +176,20 @@ impl Roles {
             live: links.live.clone(),
             reader: reader.clone(),
             placements: placements.clone(),
+            orders: orders.clone(),
             settings: Arc::clone(&settings),
             metrics: Arc::clone(&metrics),
             tasks: tasks.clone(),
             suspect: suspect(suspicion),
         });
+        let (forgetful, pages) = (hub.clone(), reader.clone());
+        let apply: Apply = Arc::new(move || {
+            // They are not shown any more; this is so that they are not kept either.
+            pages.forget();
+            let hub = forgetful.clone();
+            Box::pin(async move { hub.forget_erased().await })
+        });
+        let erasure = tasks.spawn(watch.run(apply, stop.clone()));
         tasks.spawn(sweep::run(
             hub.clone(),
             sweep_events,
@@ -199,6 +243,8 @@ impl Roles {
             guard,
             tasks,
             services: vec![door, history],
+            erasure,
+            orders,
             closing,
             stop,
         })
@@ -263,6 +309,12 @@ impl Roles {
             "gauge",
             self.edge.publisher.waiting_bytes() as f64,
         ));
+        figures.push(Figure::single(
+            "weir_erasure_orders",
+            "Orders of erasure in force.",
+            "gauge",
+            self.orders.count() as f64,
+        ));
         figures.extend(self.worker.figures());
         let from_rings = self.edge.metrics.recovered_from_ring.value();
         figures.extend(self.edge.reader.metrics().read(from_rings));
@@ -293,6 +345,12 @@ impl Roles {
             tracing::warn!("requests at the native door were cut short");
         }
         self.stop.cancel();
+        if timeout_at(Instant::now() + SAID_WITHIN, self.erasure)
+            .await
+            .is_err()
+        {
+            tracing::debug!("the process is still on the list of those that run");
+        }
         let Links {
             live, reads, door, ..
         } = &self.links;
@@ -339,6 +397,56 @@ async fn open_archive(config: &Config) -> Result<Archive, StartError> {
             Err(error) => return Err(failed(error)),
         }
     }
+}
+
+/// Which process this is: one that starts again on the same data folder is the same.
+fn identity(config: &Config, archive: &Archive) -> Identity {
+    let host = host_name();
+    let mut hasher = DefaultHasher::new();
+    config.data_dir.hash(&mut hasher);
+    Identity {
+        id: format!(
+            "{}-{:016x}",
+            weir_nats::subject::escape(&host),
+            hasher.finish()
+        ),
+        host,
+        archive: {
+            let archive = archive.clone();
+            Arc::new(move || archive.id())
+        },
+    }
+}
+
+/// This machine's name.
+pub(crate) fn host_name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
+}
+
+/// Below which age the archive keeps a room's messages; `None` if every namespace keeps all.
+fn oldest_ms(config: &Config) -> Option<OldestMs> {
+    let channel = &config.channel;
+    let of = |options: &config::Namespace| {
+        let ttl = options.archive_ttl;
+        (!ttl.is_zero()).then(|| i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX))
+    };
+    let without = of(&channel.without_namespace);
+    let named: HashMap<String, i64> = channel
+        .namespaces
+        .iter()
+        .filter_map(|(name, options)| Some((name.clone(), of(options)?)))
+        .collect();
+    if without.is_none() && named.is_empty() {
+        return None;
+    }
+    Some(Arc::new(move |room: &RoomName| {
+        let ttl_ms = match room.namespace() {
+            Some(name) => named.get(name).copied(),
+            None => without,
+        };
+        Some(now_ms().saturating_sub(ttl_ms?))
+    }))
 }
 
 fn saw(guard: Guard, wake: Arc<Notify>) -> Saw {
@@ -540,7 +648,11 @@ fn namespace(options: &config::Namespace) -> Namespace {
         stored: options.history_size != 0,
         window: Window {
             size: u64::try_from(options.history_size).ok(),
-            ttl: (!options.history_ttl.is_zero()).then_some(options.history_ttl),
+            // What the archive lets go is outside, whatever a stream still has.
+            ttl: [options.history_ttl, options.archive_ttl]
+                .into_iter()
+                .filter(|ttl| !ttl.is_zero())
+                .min(),
         },
         force_recovery: options.force_recovery,
         allow_recovery: options.allow_recovery,
@@ -574,6 +686,11 @@ mod tests {
             name = "chat"
             history_size = 10000
             history_ttl = "16s"
+            archive_ttl = "90d"
+            [[channel.namespaces]]
+            name = "notes"
+            history_size = -1
+            archive_ttl = "30m"
             [publish]
             queue_max_size = 1048577
             queue_max_wait = "17ms"
@@ -613,6 +730,16 @@ mod tests {
         assert_eq!(client.command_rate, rate(14, 15));
         let chat = settings.namespaces["chat"].window;
         assert_eq!((chat.size, chat.ttl), (Some(10_000), Some(seconds(16))));
+        let notes = settings.namespaces["notes"].window;
+        assert_eq!((notes.size, notes.ttl), (None, Some(seconds(1_800))));
+        let oldest_ms = oldest_ms(&config).unwrap();
+        let age_ms = |room: &str| {
+            let oldest = oldest_ms(&RoomName::parse(room).unwrap());
+            oldest.map(|oldest| now_ms() - oldest)
+        };
+        assert!(age_ms("notes:a").is_some_and(|age| (1_800_000..1_805_000).contains(&age)));
+        assert!(age_ms("chat:a").is_some_and(|age| age >= 90 * 86_400_000));
+        assert_eq!(age_ms("a"), None);
         assert_eq!(settings.bounds.reply_max_bytes, 65_537);
         assert_eq!(settings.rpc_timeout, Duration::from_millis(19));
         assert_eq!(settings.bounds.slow_commands_max, 20);

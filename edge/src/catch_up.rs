@@ -64,6 +64,7 @@ impl Reader {
     async fn page(&self, cursor: Seq) -> bool {
         let max_bytes = self.shared.settings.bounds.page_max_bytes;
         let mut pause = Duration::from_millis(30);
+        let version = self.shared.orders.version();
         let page = loop {
             let read = self.shared.reader.forward(
                 &self.place,
@@ -95,7 +96,8 @@ impl Reader {
             .iter()
             .map(|m| (m.seq, encode(&self.name, m).frame))
             .collect();
-        if !self.push(entries.into(), page.reached.max(cursor)).await {
+        let reached = page.reached.max(cursor);
+        if !self.push(entries.into(), reached, version).await {
             return false;
         }
         self.shared.metrics.caught_up.add(count);
@@ -106,9 +108,11 @@ impl Reader {
         true
     }
 
-    async fn push(&self, entries: Arc<[(Seq, Bytes)]>, reached: Seq) -> bool {
+    /// True when all is pushed, or when the page has to be read again, as something was erased since
+    /// the orders were of this `version`.
+    async fn push(&self, entries: Arc<[(Seq, Bytes)]>, reached: Seq, version: u64) -> bool {
         let mut from = 0;
-        loop {
+        while self.shared.orders.version() == version {
             let (reply, answer) = oneshot::channel();
             let entries = Arc::clone(&entries);
             let command = Command::Page {
@@ -130,6 +134,7 @@ impl Reader {
                 return false;
             }
         }
+        true
     }
 
     async fn tell(&self, command: Command) -> bool {

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use weir_authz::Permit;
 use weir_history::Reader;
 use weir_nats::replay::Replay;
-use weir_nats::{Epoch, Placements, RoomName, Seq};
+use weir_nats::{Epoch, Orders, Placements, RoomName, Seq};
 
 use crate::link::Link;
 use crate::metrics::Metrics;
@@ -28,6 +28,8 @@ const JOIN_WITHIN: Duration = Duration::from_secs(4);
 #[derive(Clone)]
 pub struct Hub(Arc<Shared>);
 
+/// Rooms forget what was erased within this, or are told again.
+const FORGET_WITHIN: Duration = Duration::from_secs(5);
 /// A room tells its position within this, or the log is asked.
 const POSITION_WITHIN: Duration = Duration::from_millis(500);
 
@@ -39,6 +41,7 @@ pub(crate) struct Shared {
     pub(crate) live_replay: Replay,
     pub(crate) reader: Reader,
     pub(crate) placements: Placements,
+    pub(crate) orders: Orders,
     pub(crate) settings: Arc<EdgeSettings>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tasks: TaskTracker,
@@ -54,6 +57,8 @@ pub struct HubParts {
     pub reader: Reader,
     /// Where rooms are kept.
     pub placements: Placements,
+    /// What may not be shown any more. [`Hub::forget_erased`] is to be called after each change.
+    pub orders: Orders,
     /// The edge's settings.
     pub settings: Arc<EdgeSettings>,
     /// The edge's counters.
@@ -174,6 +179,7 @@ impl Hub {
             live: parts.live,
             reader: parts.reader,
             placements: parts.placements,
+            orders: parts.orders,
             settings: parts.settings,
             metrics: parts.metrics,
             tasks: parts.tasks,
@@ -416,6 +422,29 @@ impl Hub {
                 tracing::trace!("room closed before it was moved");
             }
         }
+    }
+
+    /// Has every room let go of what the orders of erasure cover. True when all have; a room that is
+    /// busy with a repair may not have yet.
+    pub async fn forget_erased(&self) -> bool {
+        let rooms: Vec<_> = {
+            let rooms = self.0.rooms();
+            let stored = rooms.values().filter(|handle| handle.stored.is_some());
+            stored.map(|handle| handle.commands.clone()).collect()
+        };
+        let (done, mut all_done) = mpsc::channel(1);
+        let telling = async {
+            for commands in rooms {
+                let done = done.clone();
+                if commands.send(Command::Forget { done }).await.is_err() {
+                    tracing::trace!("room closed before it forgot");
+                }
+            }
+            drop(done);
+            // Nothing is ever sent: it ends when the last room has dropped its end.
+            all_done.recv().await;
+        };
+        tokio::time::timeout(FORGET_WITHIN, telling).await.is_ok()
     }
 
     pub(crate) fn shared(&self) -> &Shared {

@@ -28,6 +28,8 @@ pub struct Entry {
     pub seq: Seq,
     /// When it was stored, in milliseconds since 1970.
     pub time_ms: i64,
+    /// Its author as a number; two authors may share one.
+    pub author: u64,
     /// The whole WebSocket frame of the push.
     pub frame: Bytes,
     /// The publication alone, a slice of `frame`, for replies that list publications.
@@ -262,6 +264,18 @@ impl<S> Room<S> {
         self.ring_bytes = 0;
     }
 
+    /// Command: keep no entry that was erased. The ring then begins after the last of them, so that
+    /// an entry that is taken for one costs a read of the log and nothing else.
+    pub fn forget(&mut self, is_erased: impl Fn(&Entry) -> bool) {
+        let Some(last) = self.ring.iter().rposition(is_erased) else {
+            return;
+        };
+        for entry in self.ring.drain(..=last) {
+            self.ring_bytes -= entry.frame.len();
+            self.floor = entry.seq;
+        }
+    }
+
     /// Command: keep at most this many bytes in the ring.
     pub fn trim(&mut self, max_bytes: usize) {
         while self.ring.len() > self.limits.ring_max_messages || self.ring_bytes > max_bytes {
@@ -479,6 +493,7 @@ mod tests {
         Entry {
             seq: Seq::new(seq),
             time_ms: 0,
+            author: seq % 2,
             publication: frame.clone(),
             frame,
         }
@@ -490,6 +505,28 @@ mod tests {
             ring_max_bytes: 1 << 20,
         };
         Room::new(Epoch::new("e").unwrap(), Seq::new(have), limits)
+    }
+
+    #[test]
+    fn a_ring_forgets_what_was_erased_and_proves_nothing_before_it() {
+        let mut room = room(0, 9);
+        for seq in 1..=6 {
+            room.append(entry(seq), push);
+        }
+        room.forget(|entry| entry.author == 1 && entry.seq <= Seq::new(4));
+        assert!(room.since(Seq::new(2)).is_none());
+        let left: Vec<_> = room
+            .since(Seq::new(3))
+            .unwrap()
+            .map(|e| e.seq.get())
+            .collect();
+        assert_eq!(left, [4, 5, 6]);
+        assert_eq!((room.ring_bytes(), room.have()), (3, Seq::new(6)));
+        room.forget(|_| false);
+        assert_eq!(room.ring_bytes(), 3);
+        room.forget(|_| true);
+        assert_eq!(room.ring_bytes(), 0);
+        assert_eq!(room.since(Seq::new(6)).unwrap().len(), 0);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weir_history::Window;
 use weir_nats::ambient::now_ms;
+use weir_nats::erasure::author_key;
 use weir_nats::placement::Place;
 use weir_nats::{Delivery, Epoch, Message, RoomName, Seq};
 
@@ -85,6 +86,10 @@ pub(crate) enum Command {
     },
     /// The room is kept in another stream now.
     Moved,
+    /// There are new orders of erasure: keep nothing that they cover, then drop `done`.
+    Forget {
+        done: mpsc::Sender<()>,
+    },
 }
 
 /// The room's side of a join.
@@ -134,6 +139,10 @@ pub(crate) fn encode(room: &RoomName, message: &Message) -> Entry {
     Entry {
         seq: message.seq,
         time_ms: message.time_ms,
+        author: message
+            .author
+            .as_ref()
+            .map_or(0, |author| author_key(&author.user)),
         frame,
         publication,
     }
@@ -360,6 +369,12 @@ impl RoomTask {
     }
 
     fn deliver(&self, room: &mut Room<Arc<Link>>, message: &Message) {
+        let orders = &self.shared.orders;
+        let log = self.place.as_ref().map_or("", |place| place.log.as_str());
+        if orders.is_erased(log, &self.name, message) {
+            room.skip_to(message.seq);
+            return;
+        }
         let mut delivered = 0;
         let fell_behind = room.append(encode(&self.name, message), |link, frame| {
             let pushed = link.push(frame);
@@ -531,6 +546,16 @@ impl RoomTask {
                 if reply.send(position).is_err() {
                     tracing::trace!(room = %self.name, "nobody waits for the position");
                 }
+            }
+            Command::Forget { done } => {
+                let matcher = self.shared.orders.matcher();
+                if let Some(place) = &self.place {
+                    room.forget(|entry| {
+                        let at = (entry.seq, entry.time_ms);
+                        matcher.may_be_erased(&place.log, &self.name, at, entry.author)
+                    });
+                }
+                drop(done);
             }
             Command::Moved => {
                 if self.has_moved() {

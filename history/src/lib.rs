@@ -3,6 +3,7 @@
 pub mod archive;
 mod by_time;
 pub mod cassandra;
+pub mod erase;
 pub mod held;
 pub mod listing;
 pub mod read;

@@ -8,7 +8,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use weir_nats::ambient::now_ms;
 use weir_nats::placement::{Generation, Place};
 use weir_nats::replay::{Replay, ReplayError, StreamState};
-use weir_nats::{Message, Position, RoomName, Seq};
+use weir_nats::{Message, Orders, Position, RoomName, Seq};
 
 use crate::archive::{Archive, ArchiveError, PageQuery, Rows};
 use crate::held::Held;
@@ -30,6 +30,8 @@ pub use window::{WINDOW_MAX_MESSAGES, Window};
 const CACHE_MAX_BYTES: u64 = 64 << 20;
 /// Tries of a page whose tail was trimmed while it was read.
 const TRIES_MAX: usize = 5;
+/// Reads that fill up one page whose messages are erased and not gone yet.
+const REFILLS_MAX: usize = 50;
 /// Pages being read for clients at a time in this process, so that many clients do not multiply the
 /// memory of a page; the others wait their turn.
 const PAGES_AT_ONCE_MAX: usize = 32;
@@ -78,6 +80,7 @@ pub enum ReadError {
 pub struct Reader {
     archive: Option<ArchiveReads>,
     replay: Replay,
+    orders: Orders,
     flights: Flights<Question, Result<Recovery, ReadError>>,
     metrics: Arc<ReaderMetrics>,
 }
@@ -91,9 +94,16 @@ impl Reader {
         Self {
             archive: archive.map(reads),
             replay,
+            orders: Orders::default(),
             flights: Flights::default(),
             metrics,
         }
+    }
+
+    /// The same without what these orders erase, whatever archive and streams still have of it.
+    #[must_use]
+    pub fn with_orders(self, orders: Orders) -> Self {
+        Self { orders, ..self }
     }
 
     /// The same with another bound on the bytes of archive pages kept; 0 keeps none.
@@ -119,11 +129,74 @@ impl Reader {
         }
     }
 
-    /// Messages after `after`, oldest first, across generations.
+    /// Messages after `after`, oldest first, across generations. Those that are erased were there and
+    /// are left out: they are reached.
     ///
     /// # Errors
     /// When a tier does not answer.
     pub async fn forward(
+        &self,
+        place: &Place,
+        room: &RoomName,
+        after: Seq,
+        up_to: Option<Seq>,
+        max_messages: u32,
+        max_bytes: u32,
+    ) -> Result<Page, ReadError> {
+        let mut page = self
+            .forward_with_erased(place, room, after, up_to, max_messages, max_bytes)
+            .await?;
+        let mut dropped = self.drop_erased(place, room, &mut page.messages);
+        for _ in 0..REFILLS_MAX {
+            let mut left = Left::new(max_messages, max_bytes);
+            left.take(&page.messages);
+            if !dropped || !page.more || left.is_used_up() {
+                break;
+            }
+            let from = page.reached;
+            let mut next = self
+                .forward_with_erased(place, room, from, up_to, left.messages, left.bytes)
+                .await?;
+            dropped = self.drop_erased(place, room, &mut next.messages);
+            page.messages.append(&mut next.messages);
+            page.reached = next.reached;
+            page.more = next.more;
+            page.whole &= next.whole;
+        }
+        // Asked after the page: a row that had left before it was read is known of now.
+        page.whole &= after >= self.expired_to(place, room).await?;
+        Ok(page)
+    }
+
+    /// True if something was erased.
+    fn drop_erased(
+        &self,
+        place: &Place,
+        room: &RoomName,
+        messages: &mut Vec<Arc<Message>>,
+    ) -> bool {
+        let matcher = self.orders.matcher();
+        if matcher.is_empty() {
+            return false;
+        }
+        let before = messages.len();
+        messages.retain(|message| !matcher.is_erased(&place.log, room, message));
+        messages.len() < before
+    }
+
+    /// Up to where the archive has let a room's rows go by age.
+    async fn expired_to(&self, place: &Place, room: &RoomName) -> Result<Seq, ReadError> {
+        match &self.archive {
+            Some(archive) => {
+                let archive = archive.archive();
+                let expired = archive.expired_to(place.log.clone(), room.clone());
+                Ok(expired.await.map_err(Arc::new)?)
+            }
+            None => Ok(Seq::ZERO),
+        }
+    }
+
+    async fn forward_with_erased(
         &self,
         place: &Place,
         room: &RoomName,
@@ -306,11 +379,43 @@ impl Reader {
         is_held && self.held(stream).covers(reached, first.just_before())
     }
 
-    /// Messages below `before` (or the newest), newest first, across generations.
+    /// Messages below `before` (or the newest), newest first, across generations, without those that
+    /// are erased.
     ///
     /// # Errors
     /// When a tier does not answer.
     pub async fn backward(
+        &self,
+        place: &Place,
+        room: &RoomName,
+        before: Option<Seq>,
+        max_messages: u32,
+        max_bytes: u32,
+    ) -> Result<Page, ReadError> {
+        let mut page = self
+            .backward_with_erased(place, room, before, max_messages, max_bytes)
+            .await?;
+        let mut oldest = page.messages.last().map(|oldest| oldest.seq);
+        let mut dropped = self.drop_erased(place, room, &mut page.messages);
+        for _ in 0..REFILLS_MAX {
+            let mut left = Left::new(max_messages, max_bytes);
+            left.take(&page.messages);
+            if !dropped || !page.more || left.is_used_up() {
+                break;
+            }
+            let mut next = self
+                .backward_with_erased(place, room, oldest, left.messages, left.bytes)
+                .await?;
+            oldest = next.messages.last().map(|oldest| oldest.seq);
+            dropped = self.drop_erased(place, room, &mut next.messages);
+            page.messages.append(&mut next.messages);
+            page.more = next.more;
+            page.whole &= next.whole;
+        }
+        Ok(page)
+    }
+
+    async fn backward_with_erased(
         &self,
         place: &Place,
         room: &RoomName,
@@ -673,6 +778,7 @@ impl Reader {
             // So that an old room is not walked from its beginning.
             floor = floor.max(self.before(place, room, times.from_ms).await?);
         }
+        floor = floor.max(self.expired_to(place, room).await?);
         let top = match ask.until_ms {
             Some(until_ms) => self.last_before(place, room, until_ms).await?,
             None => None,

@@ -20,6 +20,7 @@ use self::known::Knowledge;
 pub use self::known::{Finding, Known, compare};
 use self::record::Record;
 use crate::connect::{Link, LinkEvent, Links};
+use crate::erasure::Orders;
 use crate::placement::{PlacementRecord, Placements};
 use crate::position::Seq;
 use crate::replay::{Replay, ReplayError};
@@ -76,6 +77,7 @@ struct Inner {
     logs: Vec<LogConfig>,
     placements: Placements,
     known: Knowledge,
+    orders: Orders,
     gate: watch::Sender<bool>,
     /// The connection on which everything was compared last.
     compared_on: AtomicU64,
@@ -85,8 +87,8 @@ struct Inner {
 
 impl Guard {
     /// Declares the bucket and the streams, compares them with `seeds` (what the archive knows, by
-    /// stream), and makes new generations where continuity cannot be proven. The gate is open when
-    /// this returns.
+    /// stream), and makes new generations where continuity cannot be proven; what `orders` cover is
+    /// not taken into one. The gate is open when this returns.
     ///
     /// # Errors
     /// When JetStream is not there or refuses something; nothing was published then.
@@ -95,6 +97,7 @@ impl Guard {
         logs: Vec<LogConfig>,
         placements: Placements,
         seeds: Vec<(String, Known)>,
+        orders: Orders,
     ) -> Result<Self, GuardError> {
         let js = context(links.live.clone());
         let replicas = logs.iter().map(|log| log.replicas).max().unwrap_or(1);
@@ -106,6 +109,7 @@ impl Guard {
             logs,
             placements,
             known: Knowledge::new(seeds),
+            orders,
             gate: watch::Sender::new(false),
             compared_on: AtomicU64::new(NEVER),
             suspicion: Notify::new(),

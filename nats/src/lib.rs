@@ -3,6 +3,7 @@
 pub mod ambient;
 mod barrier;
 pub mod connect;
+pub mod erasure;
 pub mod figures;
 pub mod guard;
 pub mod message;
@@ -14,6 +15,7 @@ pub mod replay;
 pub mod stream;
 pub mod subject;
 
+pub use erasure::Orders;
 pub use message::{Author, Delivery, Door, Message};
 pub use placement::{Place, Placements};
 pub use position::{Epoch, Position, Seq};

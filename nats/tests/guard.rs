@@ -15,7 +15,7 @@ use async_nats::HeaderMap;
 use common::{Process, Server, eventually, rooms, stored, text};
 use weir_nats::guard::{Guard, Known};
 use weir_nats::publish::Outcome;
-use weir_nats::{Placements, Seq};
+use weir_nats::{Orders, Placements, Seq};
 
 async fn fill(process: &Process, name: &str, count: usize) -> Vec<u64> {
     let outcomes: Vec<_> = (0..count)
@@ -199,7 +199,13 @@ async fn a_move_that_was_cut_short_is_taken_up_again() {
     let seeds = vec![(stream, known)];
     let mut cut_short = 0;
     for pause in (2..).step_by(3) {
-        let start = Guard::start(&links, vec![rooms()], Placements::default(), seeds.clone());
+        let start = Guard::start(
+            &links,
+            vec![rooms()],
+            Placements::default(),
+            seeds.clone(),
+            Orders::default(),
+        );
         match tokio::time::timeout(Duration::from_millis(pause), start).await {
             Ok(started) => {
                 drop(started.unwrap());

@@ -2,6 +2,8 @@
 //! Never: what a command does (a file each), SQL.
 
 mod copy;
+mod erase;
+mod erase_list;
 mod export;
 mod fill;
 mod import;
@@ -55,6 +57,8 @@ pub(crate) enum ArchiveCommand {
     Import(import::Arguments),
     /// Copy the archive into that of another configuration, such as from SQLite to Cassandra
     Copy(copy::Arguments),
+    /// Erase a room, or what a user wrote, from memory, streams and archive; cannot be undone
+    Erase(erase::Arguments),
     /// List the messages that could not become a row
     Quarantine(quarantine::Arguments),
 }
@@ -68,6 +72,7 @@ impl ArchiveCommand {
             Self::Export(arguments) => &arguments.common,
             Self::Import(arguments) => &arguments.common,
             Self::Copy(arguments) => &arguments.common,
+            Self::Erase(arguments) => &arguments.common,
             Self::Quarantine(arguments) => &arguments.common,
         }
     }
@@ -101,6 +106,7 @@ pub(crate) async fn run(command: &ArchiveCommand, loaded: &Loaded) -> Result<Exi
         ArchiveCommand::Export(arguments) => Box::pin(export::run(loaded, arguments)).await,
         ArchiveCommand::Import(arguments) => Box::pin(import::run(loaded, arguments)).await,
         ArchiveCommand::Copy(arguments) => Box::pin(copy::run(loaded, arguments)).await,
+        ArchiveCommand::Erase(arguments) => Box::pin(erase::run(loaded, arguments)).await,
         ArchiveCommand::Quarantine(arguments) => quarantine::run(loaded, arguments).await,
     }
 }

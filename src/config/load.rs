@@ -257,6 +257,7 @@ fn read_namespace(s: &mut Section<'_>) -> Namespace {
         log: s.string("log", &d.log),
         history_size: s.int("history_size", d.history_size, -1..=1_000_000_000),
         history_ttl: s.duration("history_ttl", d.history_ttl),
+        archive_ttl: s.duration("archive_ttl", d.archive_ttl),
         force_positioning: s.bool("force_positioning", d.force_positioning),
         force_recovery: s.bool("force_recovery", d.force_recovery),
         allow_positioning: s.bool("allow_positioning", d.allow_positioning),

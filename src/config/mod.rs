@@ -318,6 +318,8 @@ pub struct Namespace {
     pub history_size: i64,
     /// Age beyond which history and recovery see no message; 0 sees all.
     pub history_ttl: Duration,
+    /// Age at which the archive lets messages go; 0 keeps them for ever.
+    pub archive_ttl: Duration,
     /// Every subscription is positioned.
     pub force_positioning: bool,
     /// Every subscription is recoverable.
@@ -354,6 +356,7 @@ impl Default for Namespace {
             log: "rooms".into(),
             history_size: 0,
             history_ttl: Duration::ZERO,
+            archive_ttl: Duration::ZERO,
             force_positioning: false,
             force_recovery: false,
             allow_positioning: false,

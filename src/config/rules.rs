@@ -322,6 +322,7 @@ fn namespace(config: &Config, rules: &mut Rules<'_>, table: &str, options: &Name
             ("allow_recovery", options.allow_recovery),
             ("allow_positioning", options.allow_positioning),
             ("history_ttl", !options.history_ttl.is_zero()),
+            ("archive_ttl", !options.archive_ttl.is_zero()),
         ];
         for (option, on) in need_history {
             if on {

@@ -313,6 +313,12 @@ const BROKEN: &[(&str, usize, &str, &str)] = &[
         "needs history",
     ),
     (
+        "[[channel.namespaces]]\nname = \"ab\"\narchive_ttl = \"1h\"",
+        3,
+        "channel.namespaces.ab.archive_ttl",
+        "needs history",
+    ),
+    (
         "[[channel.namespaces]]\nname = \"ab\"\nhistory_size = -2",
         3,
         "channel.namespaces.ab.history_size",

@@ -16,6 +16,7 @@ mod at_risk;
 mod bot_recovers;
 mod checker;
 mod deploy;
+mod erase;
 mod far_behind;
 mod forged;
 mod frozen;

@@ -6,6 +6,7 @@
 
 mod driver;
 mod envelope;
+mod erase;
 mod list;
 mod pace;
 mod read;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use weir_nats::ambient::random;
+use weir_nats::erasure::Matcher;
 use weir_nats::guard::Known;
 use weir_nats::{Epoch, Seq};
 
@@ -106,6 +108,8 @@ pub struct Cassandra {
     writer: Mutex<Writer>,
     pace: pace::Pace,
     pages_read: AtomicU64,
+    /// What no append may take.
+    erasures: Mutex<Arc<Matcher>>,
     /// Reads fail at once until then.
     resting_until: Mutex<Option<Instant>>,
 }
@@ -134,6 +138,7 @@ impl Cassandra {
             writer: Mutex::default(),
             pace: pace::Pace::default(),
             pages_read: AtomicU64::new(0),
+            erasures: Mutex::default(),
             resting_until: Mutex::new(None),
         });
         let (first, connected) = oneshot::channel();
@@ -181,7 +186,8 @@ impl Cassandra {
     async fn connect(&self) -> Result<Arc<Link>, ArchiveError> {
         let driver = Driver::connect(&self.config).await?;
         let (meta, created) = schema::ensure(&driver, &self.config, new_id).await?;
-        let statements = Statements::prepare(&driver, &self.config.keyspace).await?;
+        let statements = Statements::prepare(&driver, &self.config.keyspace);
+        let statements = Box::pin(statements).await?;
         let link = Arc::new(Link {
             driver,
             statements,
@@ -189,6 +195,7 @@ impl Cassandra {
             meta: Mutex::new(meta),
         });
         let held = read_held(&link).await?;
+        Box::pin(self.refresh_erasures(&link)).await?;
         self.held.send_replace(held);
         self.link.send_replace(Some(Arc::clone(&link)));
         let keyspace = &self.config.keyspace;
@@ -261,6 +268,7 @@ impl Cassandra {
         let version = self.held_version.load(Ordering::Acquire);
         let (meta, _) = schema::ensure(&link.driver, &self.config, new_id).await?;
         let there = read_held(link).await?;
+        Box::pin(self.refresh_erasures(link)).await?;
         let is_other = lock(&link.meta).id != meta.id;
         let is_less = |mine: &HeldByStream| {
             mine.iter().any(|(stream, held)| {

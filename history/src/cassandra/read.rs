@@ -16,7 +16,7 @@ use super::{Cassandra, Link, READS_REST, envelope, lock, read_streams, to_i64, t
 use crate::archive::{ArchiveError, Counted, PageQuery, Rows};
 
 /// Index rows that are read at a time.
-const BUCKETS_AT_ONCE: i32 = 64;
+pub(super) const BUCKETS_AT_ONCE: i32 = 64;
 /// Buckets that are read side by side.
 const WAVE_MAX_BUCKETS: usize = 16;
 /// Rows of the first query of a bucket: their mean size is not known yet.

@@ -17,7 +17,7 @@ pub(super) const VERSION: &str = "1";
 pub(super) const BUCKET_WIDTH: u64 = 1 << 20;
 
 /// Tables, each with what it is for.
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 10] = [
     // `id`, `version`, `bucket_width`.
     "CREATE TABLE IF NOT EXISTS {}.meta (key text PRIMARY KEY, value text)",
     // One row a stream: a generation of a slot, its epoch, where it begins, the highest message
@@ -59,6 +59,9 @@ const TABLES: [&str; 9] = [
     "CREATE TABLE IF NOT EXISTS {}.quarantine (
         stream text, seq bigint, subject text, headers text, data blob, reason text,
         PRIMARY KEY (stream, seq))",
+    // Orders to erase (JSON), which no append may undo, and how far each is carried out.
+    "CREATE TABLE IF NOT EXISTS {}.erasures (
+        id text PRIMARY KEY, ordered text, erased bigint, done_ms bigint)",
 ];
 
 /// What a keyspace says of itself.

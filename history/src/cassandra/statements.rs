@@ -77,6 +77,20 @@ statements! {
     /// stream, sequence, subject, headers, payload, reason, timestamp (µs).
     insert_quarantine: "INSERT INTO {}.quarantine (stream, seq, subject, headers, data, reason)
         VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP ?",
+    /// id, order (JSON).
+    insert_erasure: "INSERT INTO {}.erasures (id, ordered) VALUES (?, ?)",
+    /// All orders.
+    select_erasures: "SELECT id, ordered, erased, done_ms FROM {}.erasures",
+    /// rows erased, id.
+    set_erased: "UPDATE {}.erasures SET erased = ? WHERE id = ?",
+    /// when (ms), id.
+    set_erasure_done: "UPDATE {}.erasures SET done_ms = ? WHERE id = ?",
+    /// log, user.
+    select_user_buckets: "SELECT room, bucket, epoch FROM {}.user_buckets WHERE log = ? AND user = ?",
+    /// stream.
+    select_quarantine_keys: "SELECT seq, subject, headers FROM {}.quarantine WHERE stream = ?",
+    /// timestamp (µs), stream, sequence.
+    delete_quarantine: "DELETE FROM {}.quarantine USING TIMESTAMP ? WHERE stream = ? AND seq = ?",
     /// stream, after, limit.
     select_quarantine: "SELECT seq, subject, headers, data, reason FROM {}.quarantine
         WHERE stream = ? AND seq > ? LIMIT ?",

@@ -61,7 +61,13 @@ impl Cassandra {
     /// # Errors
     /// When it is not known that all of it was written.
     pub async fn append(&self, batch: &Batch) -> Result<Appended, ArchiveError> {
-        let appended = self.write_batch(batch).await;
+        let appended = match self.without_erased(batch) {
+            None => self.write_batch(batch).await,
+            Some((kept, erased)) => {
+                let appended = self.write_batch(&kept).await;
+                appended.map(|appended| Appended { erased, ..appended })
+            }
+        };
         if appended.is_err() {
             self.pace.went_badly();
         }

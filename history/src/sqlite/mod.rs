@@ -1,9 +1,14 @@
 //! Knows: the archive as one SQLite file: WAL, `synchronous = FULL`, one writer, a few readers.
-//! Never: NATS, frames. Only this folder names rusqlite: write.rs appends, read.rs reads, list.rs walks all of it.
+//! Never: NATS, frames. Only this folder names rusqlite: write.rs appends, read.rs reads, list.rs walks all of it, erase.rs and
+//! expire.rs delete.
 
+mod erase;
+mod expire;
 mod list;
 mod read;
 mod write;
+
+pub use erase::EraseCursor;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +17,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::{Semaphore, watch};
 use weir_nats::ambient::random;
 use weir_nats::guard::Known;
@@ -21,7 +26,9 @@ use weir_nats::{RoomName, Seq};
 use crate::archive::{ArchiveError, HeldByStream};
 
 const SCHEMA: &str = include_str!("schema.sql");
-const SCHEMA_VERSION: &str = "1";
+const SCHEMA_VERSION: &str = "2";
+/// What a file of version 1 needs before the schema is applied to it.
+const FROM_VERSION_1: &str = "ALTER TABLE rooms ADD COLUMN expired_to INTEGER NOT NULL DEFAULT 0;";
 /// How long a statement waits for another process's lock.
 const BUSY_MS: u64 = 2_000;
 const READERS: usize = 4;
@@ -37,12 +44,25 @@ pub struct Sqlite {
     reads: Arc<Semaphore>,
     pages_read: AtomicU64,
     held: watch::Sender<HeldByStream>,
+    /// A room has lost rows by age: reads ask up to where.
+    has_expired: AtomicBool,
+}
+
+/// When a commit is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Synchronous {
+    /// Before the append returns. What Weir runs with.
+    Full,
+    /// At a checkpoint, some time later: a power cut takes rows that an append said were durable.
+    /// Only for the test that cuts the power, which must be able to see a loss.
+    Normal,
 }
 
 #[derive(Debug)]
 struct Writer {
     connection: Connection,
     room_ids: HashMap<(String, RoomName), i64>,
+    erasures: erase::OnRecord,
 }
 
 impl Sqlite {
@@ -51,10 +71,17 @@ impl Sqlite {
     /// # Errors
     /// When it cannot be opened, is locked, is no archive, or is of a newer version.
     pub fn open(path: &Path) -> Result<Self, ArchiveError> {
+        Self::open_with(path, Synchronous::Full)
+    }
+
+    /// As [`Self::open`], but not necessarily durable.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(path: &Path, synchronous: Synchronous) -> Result<Self, ArchiveError> {
         let error = |error: rusqlite::Error| explain(path, &error);
-        let connection = connect(path).map_err(error)?;
-        connection.execute_batch(SCHEMA).map_err(error)?;
-        let version = meta(&connection, "version", || SCHEMA_VERSION.to_owned()).map_err(error)?;
+        let connection = connect(path, synchronous).map_err(error)?;
+        let version = upgrade(&connection).map_err(error)?;
         if version != SCHEMA_VERSION {
             return Err(ArchiveError {
                 reason: format!(
@@ -67,7 +94,8 @@ impl Sqlite {
         }
         let id = meta(&connection, "id", random_id).map_err(error)?;
         let held = read_held(&connection).map_err(error)?;
-        let readers = (0..READERS).map(|_| connect(path).map(Mutex::new));
+        let has_expired = Self::read_has_expired(&connection).map_err(error)?;
+        let readers = (0..READERS).map(|_| connect(path, synchronous).map(Mutex::new));
         let readers = readers.collect::<Result<Vec<_>, _>>().map_err(error)?;
         Ok(Self {
             id,
@@ -75,12 +103,14 @@ impl Sqlite {
             writer: Mutex::new(Writer {
                 connection,
                 room_ids: HashMap::new(),
+                erasures: erase::OnRecord::default(),
             }),
             readers,
             next_reader: AtomicUsize::new(0),
             reads: Arc::new(Semaphore::new(READERS)),
             pages_read: AtomicU64::new(0),
             held: watch::Sender::new(held),
+            has_expired: AtomicBool::new(has_expired),
         })
     }
 
@@ -158,14 +188,74 @@ fn read_held(connection: &Connection) -> rusqlite::Result<HeldByStream> {
     Ok(all)
 }
 
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
+fn connect(path: &Path, synchronous: Synchronous) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(Duration::from_millis(BUSY_MS))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // Lost no committed row in a power cut; NORMAL did.
-    connection.pragma_update(None, "synchronous", "FULL")?;
+    // Lost no committed row in a power cut; NORMAL did (tests/it/power).
+    let synchronous = match synchronous {
+        Synchronous::Full => "FULL",
+        Synchronous::Normal => "NORMAL",
+    };
+    connection.pragma_update(None, "synchronous", synchronous)?;
+    // What is deleted is written over with zeros.
+    connection.pragma_update(None, "secure_delete", "ON")?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
+}
+
+/// Makes the schema, or brings that of an older file up to it in place. Returns the file's version,
+/// which is another one only if it is newer than this code: then nothing was changed. A file that
+/// needs nothing is only read.
+fn upgrade(connection: &Connection) -> rusqlite::Result<String> {
+    if let Some(version) = version(connection)?
+        && version != "1"
+    {
+        return Ok(version);
+    }
+    connection.execute_batch("BEGIN IMMEDIATE")?;
+    let upgraded = upgrade_within(connection);
+    connection.execute_batch(if upgraded.is_ok() {
+        "COMMIT"
+    } else {
+        "ROLLBACK"
+    })?;
+    upgraded
+}
+
+fn upgrade_within(connection: &Connection) -> rusqlite::Result<String> {
+    match version(connection)?.as_deref() {
+        None => {}
+        Some("1") => {
+            tracing::info!("the archive gets its schema version {SCHEMA_VERSION}");
+            connection.execute_batch(FROM_VERSION_1)?;
+        }
+        // Another process was quicker.
+        Some(other) => return Ok(other.to_owned()),
+    }
+    connection.execute_batch(SCHEMA)?;
+    connection.execute(
+        "INSERT INTO meta (key, value) VALUES ('version', ?1)
+         ON CONFLICT (key) DO UPDATE SET value = ?1",
+        [SCHEMA_VERSION],
+    )?;
+    Ok(SCHEMA_VERSION.to_owned())
+}
+
+/// `None` for a file without a schema.
+fn version(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    let has_meta: bool = connection.query_row(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'meta')",
+        [],
+        |row| row.get(0),
+    )?;
+    if !has_meta {
+        return Ok(None);
+    }
+    let found = connection.query_row("SELECT value FROM meta WHERE key = 'version'", [], |row| {
+        row.get(0)
+    });
+    found.optional()
 }
 
 /// A key of `meta`, made if it is missing. One that is there is only read, so that an archive that another process writes to
@@ -210,6 +300,11 @@ fn explain(path: &Path, error: &rusqlite::Error) -> ArchiveError {
         }
         Some(ErrorCode::DiskFull) => (true, "; free some space on its disk"),
         Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => (true, ""),
+        // SQLite also calls it malformed when the disk fails to read.
+        Some(ErrorCode::DatabaseCorrupt) => (
+            false,
+            "; the file is damaged or its disk cannot be read: see the kernel's log first",
+        ),
         _ => (false, ""),
     };
     ArchiveError {

@@ -1,5 +1,6 @@
 -- The archive of one Weir. Nothing here is ever changed once written, except `held` (which grows)
--- and `streams` (the highest known). Offsets never repeat, so (room, offset) pages across epochs.
+-- and `streams` (the highest known); rows leave only by an order of erasure or by age. Offsets never
+-- repeat, so (room, offset) pages across epochs.
 CREATE TABLE IF NOT EXISTS meta (
     key   TEXT PRIMARY KEY,
     value TEXT NOT NULL
@@ -9,6 +10,8 @@ CREATE TABLE IF NOT EXISTS rooms (
     id      INTEGER PRIMARY KEY,
     log     TEXT NOT NULL,
     channel TEXT NOT NULL,
+    -- Up to this offset rows may have left by age.
+    expired_to INTEGER NOT NULL DEFAULT 0,
     UNIQUE (log, channel)
 );
 
@@ -41,7 +44,11 @@ CREATE TABLE IF NOT EXISTS messages (
     PRIMARY KEY (room, offset, stream)
 ) WITHOUT ROWID;
 
--- Ranges of sequences that are held whole, both ends included. What lies between two is a hole.
+-- So that what a user wrote is found without reading everything.
+CREATE INDEX IF NOT EXISTS messages_by_user ON messages (user) WHERE user <> '';
+
+-- Ranges of sequences that are held whole, both ends included. What lies between two is a hole; what
+-- was erased is none.
 CREATE TABLE IF NOT EXISTS held (
     stream   TEXT NOT NULL,
     from_seq INTEGER NOT NULL,
@@ -59,3 +66,12 @@ CREATE TABLE IF NOT EXISTS quarantine (
     reason  TEXT NOT NULL,
     PRIMARY KEY (stream, seq)
 ) WITHOUT ROWID;
+
+-- Orders to erase (JSON), which no append may undo: what they cover counts as held and is not kept.
+CREATE TABLE IF NOT EXISTS erasures (
+    nth     INTEGER PRIMARY KEY AUTOINCREMENT,
+    id      TEXT NOT NULL UNIQUE,
+    ordered TEXT NOT NULL,
+    erased  INTEGER NOT NULL,
+    done_ms INTEGER
+);

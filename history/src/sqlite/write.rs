@@ -58,7 +58,12 @@ impl Writer {
             .prepare_cached("SELECT id FROM streams WHERE stream = ?1")?
             .query_row([stream], |row| row.get(0))?;
         let mut appended = Appended::default();
+        let erasures = self.erasures.refresh(&transaction)?;
         for (room, message) in &batch.rows {
+            if erasures.is_erased(&batch.log, room, message) {
+                appended.erased += 1;
+                continue;
+            }
             let key = (batch.log.clone(), room.clone());
             let room_id = match self.room_ids.get(&key) {
                 Some(id) => *id,
@@ -100,6 +105,10 @@ impl Writer {
             }
         }
         for refused in &batch.refused {
+            if refused.is_erased(erasures) {
+                appended.erased += 1;
+                continue;
+            }
             quarantine(&transaction, stream, refused)?;
             appended.refused += 1;
         }

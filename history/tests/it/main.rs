@@ -8,12 +8,14 @@ mod rig;
 
 mod archive;
 mod cassandra;
+mod erase;
 mod holes;
 mod listing;
 mod names;
 #[path = "../../../tests/support/cassandra.rs"]
 mod node;
 mod pages;
+mod power;
 mod service;
 mod storm;
 mod times;

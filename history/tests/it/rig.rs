@@ -20,12 +20,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_history::{Archive, CassandraConfig, Page, Reader, Worker, WorkerMetrics};
 use weir_nats::connect::{ConnectConfig, Credentials, LinkTimes, Links};
-use weir_nats::guard::Guard;
+use weir_nats::guard::{Guard, Known};
 use weir_nats::message::stamp;
 use weir_nats::placement::Place;
 use weir_nats::replay::Replay;
 use weir_nats::stream::{LogConfig, Storage, context};
-use weir_nats::{Author, Door, Message, Placements, RoomName, Seq};
+use weir_nats::{Author, Door, Message, Orders, Placements, RoomName, Seq};
 
 use crate::cassandra::config_at;
 use crate::node::{Keyspace, cql, shared_node};
@@ -141,27 +141,30 @@ impl Rig {
             .stderr(Stdio::null())
             .spawn()
             .expect("nats-server is on PATH, in .tools/bin or named by WEIR_NATS_SERVER");
-        Self::connect(
-            kind,
-            &format!("nats://127.0.0.1:{port}"),
-            folder,
-            Some(Server(server)),
-        )
-        .await
+        let url = format!("nats://127.0.0.1:{port}");
+        Self::join(kind, url, folder, Some(Server(server)), Vec::new()).await
     }
 
-    /// One on a nats-server that another rig has started.
-    pub(crate) async fn at(url: &str) -> Self {
-        Self::connect(Kind::Sqlite, url, tempfile::tempdir().unwrap(), None).await
+    /// One more Weir at a nats-server that another process started. `known` is what its archive
+    /// knows.
+    pub(crate) async fn beside(url: String, known: Vec<(String, Known)>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self::join(Kind::Sqlite, url, folder, None, known).await
     }
 
-    async fn connect(kind: Kind, url: &str, folder: TempDir, server: Option<Server>) -> Self {
+    async fn join(
+        kind: Kind,
+        url: String,
+        folder: TempDir,
+        server: Option<Server>,
+        known: Vec<(String, Known)>,
+    ) -> Self {
         let nobody = Credentials {
             user: "test".into(),
             password: "test".into(),
         };
         let config = ConnectConfig {
-            url: url.to_owned(),
+            url,
             live: nobody.clone(),
             reads: nobody.clone(),
             door: nobody,
@@ -186,7 +189,13 @@ impl Rig {
             replicas: 1,
             duplicate_window: Duration::from_secs(120),
         };
-        let guard = Guard::start(&links, vec![log], placements.clone(), Vec::new());
+        let guard = Guard::start(
+            &links,
+            vec![log],
+            placements.clone(),
+            known,
+            Orders::default(),
+        );
         let guard = Box::pin(guard).await.unwrap();
         Self {
             kind,

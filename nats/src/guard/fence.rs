@@ -381,7 +381,12 @@ impl Inner {
             after = newest.seq;
             for scanned in page.iter().filter(|scanned| is_reused(scanned)) {
                 let id = id_of(scanned);
-                if id.is_empty() || !has.contains(id) {
+                // A stream that was restored from a copy may have again what was erased.
+                let is_erased = scanned.delivery.as_ref().is_ok_and(|delivery| {
+                    let (room, message) = (&delivery.room, &delivery.message);
+                    self.orders.is_erased(&log.name, room, message)
+                });
+                if !is_erased && (id.is_empty() || !has.contains(id)) {
                     let headers = moved_headers(&scanned.headers, &current.stream);
                     let subject = scanned.subject.clone();
                     let payload = scanned.payload.clone();

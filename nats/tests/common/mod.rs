@@ -27,7 +27,7 @@ use weir_nats::guard::{Guard, Known};
 use weir_nats::publish::{Outcome, Outgoing, PublishLimits, Publisher, PublisherParts};
 use weir_nats::replay::Replay;
 use weir_nats::stream::{LogConfig, Storage};
-use weir_nats::{Author, Delivery, Door, Placements, RoomName, Seq};
+use weir_nats::{Author, Delivery, Door, Orders, Placements, RoomName, Seq};
 
 /// Nothing in these tests takes longer than this on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(12);
@@ -209,9 +209,14 @@ impl Process {
         let placements = Placements::default();
         let windows = HashMap::from([(log.name.clone(), log.duplicate_window)]);
         let events = links.events();
-        let guard = Guard::start(&links, vec![log], placements.clone(), seeds)
-            .await
-            .unwrap();
+        let start = Guard::start(
+            &links,
+            vec![log],
+            placements.clone(),
+            seeds,
+            Orders::default(),
+        );
+        let guard = start.await.unwrap();
         let stop = CancellationToken::new();
         tokio::spawn(guard.clone().run(events, stop.clone()));
         let parts = PublisherParts {

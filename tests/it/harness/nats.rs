@@ -202,6 +202,11 @@ impl Nats {
         signal(self.child.as_ref().unwrap(), Signal::CONT);
     }
 
+    /// Where its streams are.
+    pub(crate) fn store(&self) -> &Path {
+        &self.store
+    }
+
     /// A copy of the store as it is at this moment (the server stands still meanwhile).
     pub(crate) fn copy_store(&self) -> TempDir {
         let copy = tempfile::tempdir().unwrap();

@@ -19,7 +19,7 @@ use super::{free_port, until};
 const TOKEN_KEY: &str = "a key that signs the tokens of the tests only";
 
 /// What a test changes of the configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Config {
     pub(crate) nats_url: String,
     /// Of Weir's user `weir`.
@@ -190,6 +190,17 @@ impl Weir {
             .spawn()
             .unwrap();
         self.child = Some(child);
+    }
+
+    /// Another command of the same program, on the same configuration and data.
+    pub(crate) fn command(&self, command: &str, arguments: &[&str]) -> Command {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_weir"));
+        program.arg(command).args(arguments);
+        program
+            .arg("--config")
+            .arg(self.dir.path().join("weir.toml"));
+        program.arg("--data").arg(self.data());
+        program
     }
 
     /// Waits for `/ready`; shows the log if the process ends meanwhile.

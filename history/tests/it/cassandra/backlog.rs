@@ -27,7 +27,7 @@ async fn worker_child() {
         return;
     };
     let (nats, node) = at.split_once(' ').unwrap();
-    let rig = Rig::at(nats).await;
+    let rig = Rig::beside(nats.to_owned(), Vec::new()).await;
     let archive = Archive::cassandra(config_at(vec![node.to_owned()], KEYSPACE, 1))
         .await
         .unwrap();

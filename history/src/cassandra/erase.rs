@@ -1,0 +1,368 @@
+//! Knows: how rows are erased in Cassandra: their envelopes are overwritten with nothing, so late that no
+//! message written again can win. Never: who ordered it; files of nodes.
+//!
+//! The old envelopes are in the nodes' files until these are compacted and the commit log is turned
+//! over, which only who runs the nodes can do.
+
+use std::sync::Arc;
+
+use weir_nats::ambient::now_ms;
+use weir_nats::erasure::streams::covers_stranger;
+use weir_nats::erasure::{Matcher, Order, What};
+use weir_nats::{RoomName, Seq};
+
+use super::read::{BUCKETS_AT_ONCE, ERASED_US};
+use super::{Cassandra, Link, envelope, lock, read_streams, to_i64, to_seq};
+use crate::archive::{ArchiveError, Batch, Erasure, user_of};
+
+/// Orders that are read.
+const ORDERS_MAX_ROWS: usize = 100_000;
+/// Keys of one read.
+const KEYS_MAX_ROWS: i32 = 5_000;
+/// Rows with payloads of one read.
+const READ_MAX_ROWS: i32 = 200;
+/// Rows overwritten as one mutation.
+const MUTATION_MAX_ROWS: usize = 100;
+/// Buckets in which a user has written, of one log.
+const USER_BUCKETS_MAX_ROWS: usize = 1_000_000;
+/// Messages in quarantine, of one stream.
+const QUARANTINE_MAX_ROWS: usize = 1_000_000;
+
+/// A partition of `messages`.
+struct Partition<'a> {
+    log: &'a str,
+    room: &'a RoomName,
+    epoch: &'a str,
+    bucket: i64,
+}
+
+impl Cassandra {
+    /// The orders on record, oldest first.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn erasures(&self) -> Result<Vec<Erasure>, ArchiveError> {
+        read(&*self.link()?).await
+    }
+
+    /// Takes orders down. One that is on record stays as it is.
+    ///
+    /// # Errors
+    /// When it is not known that all were written.
+    pub async fn record_erasures(&self, orders: &[Order]) -> Result<(), ArchiveError> {
+        let link = self.link()?;
+        for order in orders {
+            let json = serde_json::to_string(order).expect("plain fields become JSON");
+            link.driver
+                .write(&link.statements.insert_erasure, (&order.id, json))
+                .await?;
+        }
+        self.refresh_erasures(&link).await
+    }
+
+    /// Reads what appends may not take.
+    pub(super) async fn refresh_erasures(&self, link: &Link) -> Result<(), ArchiveError> {
+        let orders = read(link).await?.into_iter().map(|one| one.order.into());
+        *lock(&self.erasures) = Arc::new(Matcher::new(orders));
+        Ok(())
+    }
+
+    /// The batch without what may not be kept; `None`: all of it may.
+    pub(super) fn without_erased(&self, batch: &Batch) -> Option<(Batch, u64)> {
+        let matcher = Arc::clone(&*lock(&self.erasures));
+        batch.without_erased(&matcher)
+    }
+
+    /// Erases what an order on record covers. `progress` is told of rows as they go.
+    ///
+    /// # Errors
+    /// When it is not finished; it can be done again.
+    pub async fn erase(
+        &self,
+        order: &Order,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), ArchiveError> {
+        let link = self.link()?;
+        let before = read(&link).await?;
+        let before = before.iter().find(|one| one.order.id == order.id);
+        let mut erased = before.map_or(0, |one| one.erased);
+        let streams = read_streams(&link).await?;
+        let mut logs: Vec<&str> = streams.iter().map(|stream| stream.log.as_str()).collect();
+        logs.sort_unstable();
+        logs.dedup();
+        for log in logs {
+            match &order.what {
+                What::Room(name) => {
+                    let Ok(room) = RoomName::parse(name) else {
+                        continue;
+                    };
+                    for (bucket, epoch) in room_buckets(&link, log, &room).await? {
+                        let (epoch, room) = (epoch.as_str(), &room);
+                        let partition = Partition {
+                            log,
+                            room,
+                            epoch,
+                            bucket,
+                        };
+                        let rows = erase_all(&link, order, &partition).await?;
+                        erased += rows;
+                        progress(rows);
+                        say(&link, order, erased, None).await?;
+                    }
+                }
+                What::User(user) => {
+                    let buckets: Vec<(String, i64, String)> = link
+                        .driver
+                        .scan(
+                            &link.statements.select_user_buckets,
+                            (log, user),
+                            USER_BUCKETS_MAX_ROWS,
+                        )
+                        .await?;
+                    for (room, bucket, epoch) in buckets {
+                        let Ok(room) = RoomName::parse(&room) else {
+                            continue;
+                        };
+                        let (epoch, room) = (epoch.as_str(), &room);
+                        let partition = Partition {
+                            log,
+                            room,
+                            epoch,
+                            bucket,
+                        };
+                        let rows = erase_user(&link, order, &partition, user).await?;
+                        erased += rows;
+                        progress(rows);
+                        say(&link, order, erased, None).await?;
+                    }
+                }
+            }
+        }
+        for stream in &streams {
+            let rows = erase_quarantine(&link, order, &stream.stream).await?;
+            erased += rows;
+            progress(rows);
+        }
+        say(&link, order, erased, Some(now_ms())).await
+    }
+}
+
+impl Batch {
+    /// The batch without what these orders cover, and how many messages that was; `None` if nothing.
+    pub(super) fn without_erased(&self, matcher: &Matcher) -> Option<(Self, u64)> {
+        if matcher.is_empty() {
+            return None;
+        }
+        let is_row = |(room, message): &(RoomName, _)| matcher.is_erased(&self.log, room, message);
+        let is_refused = |refused: &crate::archive::Quarantined| refused.is_erased(matcher);
+        if !self.rows.iter().any(is_row) && !self.refused.iter().any(is_refused) {
+            return None;
+        }
+        let mut kept = self.clone();
+        kept.rows.retain(|row| !is_row(row));
+        kept.refused.retain(|refused| !is_refused(refused));
+        let before = self.rows.len() + self.refused.len();
+        let erased = before - kept.rows.len() - kept.refused.len();
+        Some((kept, erased as u64))
+    }
+}
+
+async fn read(link: &Link) -> Result<Vec<Erasure>, ArchiveError> {
+    type Row = (String, Option<String>, Option<i64>, Option<i64>);
+    let rows: Vec<Row> = link
+        .driver
+        .scan(&link.statements.select_erasures, (), ORDERS_MAX_ROWS)
+        .await?;
+    let mut erasures = Vec::with_capacity(rows.len());
+    for (id, json, erased, done_ms) in rows {
+        // Without its order it is half of a row, of another process, this very moment.
+        let Some(json) = json else { continue };
+        let order = serde_json::from_str(&json).map_err(|error| ArchiveError {
+            reason: format!("the order of erasure {id} cannot be read: {error}"),
+            temporary: false,
+        })?;
+        erasures.push(Erasure {
+            order,
+            erased: u64::try_from(erased.unwrap_or(0)).unwrap_or(0),
+            done_ms,
+        });
+    }
+    erasures.sort_by(|a, b| a.order.id.cmp(&b.order.id));
+    Ok(erasures)
+}
+
+/// Writes down how far an order is.
+async fn say(
+    link: &Link,
+    order: &Order,
+    erased: u64,
+    done_ms: Option<i64>,
+) -> Result<(), ArchiveError> {
+    let erased = i64::try_from(erased).unwrap_or(i64::MAX);
+    link.driver
+        .write(&link.statements.set_erased, (erased, &order.id))
+        .await?;
+    match done_ms {
+        None => Ok(()),
+        Some(done_ms) => {
+            let done = (done_ms, &order.id);
+            link.driver
+                .write(&link.statements.set_erasure_done, done)
+                .await
+        }
+    }
+}
+
+async fn room_buckets(
+    link: &Link,
+    log: &str,
+    room: &RoomName,
+) -> Result<Vec<(i64, String)>, ArchiveError> {
+    let mut all: Vec<(i64, String)> = Vec::new();
+    let mut from = 0_i64;
+    loop {
+        let key = (log, room.channel(), from, i64::MAX, BUCKETS_AT_ONCE);
+        let found: Vec<(i64, String)> = link
+            .driver
+            .read(&link.statements.select_buckets_forward, key)
+            .await?;
+        let is_cut = found.len() == BUCKETS_AT_ONCE as usize;
+        let last = found.last().map(|(bucket, _)| *bucket);
+        all.extend(found);
+        match last.filter(|_| is_cut) {
+            // The epochs of the last one may be cut off, so it is read again with the next.
+            Some(last) if last > from => from = last,
+            Some(last) => from = last.saturating_add(1),
+            None => break,
+        }
+    }
+    all.sort();
+    all.dedup();
+    Ok(all)
+}
+
+/// Erases what an order covers of a room's partition. Payloads are not read.
+async fn erase_all(
+    link: &Link,
+    order: &Order,
+    partition: &Partition<'_>,
+) -> Result<u64, ArchiveError> {
+    let mut erased = 0;
+    let mut up_to = i64::MAX;
+    loop {
+        let keys: Vec<(i64, String, Option<i64>)> = link
+            .driver
+            .read(
+                &link.statements.select_keys_backward,
+                partition.range(up_to, KEYS_MAX_ROWS),
+            )
+            .await?;
+        let covered = keys.iter().filter(|(off, _, written_us)| {
+            written_us.is_some_and(|written_us| {
+                written_us < ERASED_US && partition.is_covered(order, *off, written_us / 1_000)
+            })
+        });
+        let covered: Vec<_> = covered.map(|(off, id, _)| (*off, id.clone())).collect();
+        erased += covered.len() as u64;
+        partition.overwrite(link, &covered).await?;
+        match next(&keys, |key| key.0, up_to, KEYS_MAX_ROWS) {
+            Some(next) => up_to = next,
+            None => return Ok(erased),
+        }
+    }
+}
+
+/// Erases what an order covers of one author in a partition.
+async fn erase_user(
+    link: &Link,
+    order: &Order,
+    partition: &Partition<'_>,
+    user: &str,
+) -> Result<u64, ArchiveError> {
+    let mut erased = 0;
+    let mut up_to = i64::MAX;
+    loop {
+        let rows: Vec<(i64, String, Option<bytes::Bytes>)> = link
+            .driver
+            .read(
+                &link.statements.select_backward,
+                partition.range(up_to, READ_MAX_ROWS),
+            )
+            .await?;
+        let mut covered = Vec::new();
+        for (off, id, blob) in &rows {
+            let Some(blob) = blob.as_ref().filter(|blob| !blob.is_empty()) else {
+                continue;
+            };
+            let message = envelope::decode(to_seq(*off), id.clone(), blob)?;
+            let is_theirs = message.author.is_some_and(|author| author.user == user);
+            if is_theirs && partition.is_covered(order, *off, message.time_ms) {
+                covered.push((*off, id.clone()));
+            }
+        }
+        erased += covered.len() as u64;
+        partition.overwrite(link, &covered).await?;
+        match next(&rows, |row| row.0, up_to, READ_MAX_ROWS) {
+            Some(next) => up_to = next,
+            None => return Ok(erased),
+        }
+    }
+}
+
+/// Where a read that goes down goes on; `None` at the end. Rows at the last offset may have been cut
+/// off, so they are read again.
+fn next<T>(rows: &[T], off: impl Fn(&T) -> i64, up_to: i64, max_rows: i32) -> Option<i64> {
+    let last = rows.last().map(off)?;
+    let is_cut = rows.len() == max_rows as usize;
+    is_cut.then_some(if last < up_to { last } else { last - 1 })
+}
+
+impl Partition<'_> {
+    fn is_covered(&self, order: &Order, off: i64, time_ms: i64) -> bool {
+        order.reaches(self.log, self.room.partition(), to_seq(off), time_ms)
+    }
+
+    fn range(&self, up_to: i64, limit: i32) -> (&str, &str, &str, i64, i64, i64, i32) {
+        let room = self.room.channel();
+        (self.log, room, self.epoch, self.bucket, 0, up_to, limit)
+    }
+
+    async fn overwrite(&self, link: &Link, keys: &[(i64, String)]) -> Result<(), ArchiveError> {
+        for keys in keys.chunks(MUTATION_MAX_ROWS) {
+            let nothing: Vec<u8> = Vec::new();
+            let rows = keys.iter().map(|(off, id)| {
+                let (log, room, epoch) = (self.log, self.room.channel(), self.epoch);
+                (log, room, epoch, self.bucket, *off, id, &nothing, ERASED_US)
+            });
+            link.driver
+                .write_all(&link.statements.insert_message, rows.collect::<Vec<_>>())
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+async fn erase_quarantine(link: &Link, order: &Order, stream: &str) -> Result<u64, ArchiveError> {
+    type Row = (i64, Option<String>, Option<String>);
+    let rows: Vec<Row> = link
+        .driver
+        .scan(
+            &link.statements.select_quarantine_keys,
+            (stream,),
+            QUARANTINE_MAX_ROWS,
+        )
+        .await?;
+    let mut erased = 0;
+    for (seq, subject, headers) in rows {
+        let (subject, headers) = (subject.unwrap_or_default(), headers.unwrap_or_default());
+        let at: Seq = to_seq(seq);
+        if covers_stranger(order, &subject, user_of(&headers), at, i64::MIN) {
+            let key = (ERASED_US, stream, to_i64(at));
+            link.driver
+                .write(&link.statements.delete_quarantine, key)
+                .await?;
+            erased += 1;
+        }
+    }
+    Ok(erased)
+}
