@@ -176,7 +176,8 @@ impl Copy {
             .map(|(stream, held)| (stream.clone(), held.ranges().to_vec()))
             .collect();
         if self.state.done.as_ref() == Some(&held) {
-            return Ok(());
+            let fill = Fill::new(self.target.clone(), Vec::new()).await?;
+            return self.copy_erasures(&fill).await;
         }
         self.state.under_way = Some(UnderWay {
             held,
@@ -195,9 +196,12 @@ impl Copy {
         let done = self.state.done.clone().unwrap_or_default();
         let plan = Plan::new(&streams, &way.held, &done);
         let mut fill = Fill::new(self.target.clone(), streams).await?;
+        self.copy_erasures(&fill).await?;
         self.copy_rows(&plan, &mut fill, &way).await?;
         self.copy_quarantine(&plan, &mut fill).await?;
         fill.write().await?;
+        // Given while rows were on their way.
+        self.copy_erasures(&fill).await?;
         for (stream, ranges) in &way.held {
             fill.held(stream, Held::from_ranges(ranges.clone())).await?;
         }
@@ -207,6 +211,13 @@ impl Copy {
             under_way: None,
         };
         self.save().await
+    }
+
+    async fn copy_erasures(&self, fill: &Fill) -> Result<(), Failure> {
+        for one in patiently(async || self.source.erasures().await).await? {
+            fill.erase(&one.order).await?;
+        }
+        Ok(())
     }
 
     async fn copy_rows(

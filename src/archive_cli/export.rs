@@ -45,6 +45,8 @@ pub(crate) struct Arguments {
 struct Done {
     header: Option<Header>,
     streams: Vec<StreamLine>,
+    /// Ids of orders of erasure.
+    erasures: Vec<String>,
     counts: EndLine,
     held: usize,
     last_row: Option<RowLine>,
@@ -168,6 +170,7 @@ fn read_back(file: &File, path: &Path) -> Result<(Done, u64), Failure> {
             Line::WeirArchive(header) if number == 1 => done.header = Some(header),
             _ if number == 1 => return Err(wrong(1, "it is no export of an archive".into())),
             Line::Stream(stream) => done.streams.push(stream),
+            Line::Erasure(order) => done.erasures.push(order.id),
             Line::Quarantine(one) => {
                 done.counts.quarantined += 1;
                 done.last_quarantined = Some((one.stream, one.offset));
@@ -205,8 +208,12 @@ impl Export {
                 done.streams
             }
             begun => {
-                self.begin(header.clone(), begun.is_some(), &done.streams)
-                    .await?
+                self.begin(
+                    header.clone(),
+                    begun.is_some(),
+                    (&done.streams, &done.erasures),
+                )
+                .await?
             }
         };
         let total = match (&self.room, &header.log) {
@@ -245,7 +252,7 @@ impl Export {
         &mut self,
         header: Header,
         has_header: bool,
-        there: &[StreamLine],
+        (there, erasures): (&[StreamLine], &[String]),
     ) -> Result<Vec<StreamLine>, Failure> {
         let held = patiently(async || self.archive.held_now().await).await?;
         let known = patiently(async || self.archive.streams().await).await?;
@@ -264,6 +271,11 @@ impl Export {
             let line = StreamLine::new(&stream, held.get(name).unwrap_or(&nothing));
             self.put(&Line::Stream(line.clone()))?;
             streams.push(line);
+        }
+        for one in patiently(async || self.archive.erasures().await).await? {
+            if !erasures.contains(&one.order.id) {
+                self.put(&Line::Erasure(one.order))?;
+            }
         }
         Ok(streams)
     }

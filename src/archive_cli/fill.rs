@@ -7,6 +7,7 @@ use weir_history::Archive;
 use weir_history::archive::{Appended, Batch, Quarantined};
 use weir_history::held::Held;
 use weir_history::listing::StreamRecord;
+use weir_nats::erasure::Order;
 use weir_nats::{Epoch, Message, RoomName};
 
 use super::walk::StreamsByEpoch;
@@ -66,6 +67,19 @@ impl Fill {
             new_rows: 0,
             conflicts: 0,
         })
+    }
+
+    /// Takes an order of erasure down and carries it out, unless the archive has done so. What it covers is not taken from
+    /// then on.
+    pub(super) async fn erase(&self, order: &Order) -> Result<(), Failure> {
+        let known = patiently(async || self.target.erasures().await).await?;
+        let is_done = known
+            .iter()
+            .any(|one| one.order.id == order.id && one.done_ms.is_some());
+        if is_done {
+            return Ok(());
+        }
+        patiently(async || self.target.erase(order, |_| {}).await).await
     }
 
     /// Takes a row. True if a write is due.

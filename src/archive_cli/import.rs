@@ -53,13 +53,21 @@ pub(super) async fn run(loaded: &Loaded, arguments: &Arguments) -> Result<ExitCo
     let archive = any_archive(&loaded.config).await?;
     let into = archive.about().id;
     let mut streams = Vec::new();
-    // Streams come before all else.
+    // Streams and orders of erasure come before all else.
     let mut line = input.next()?;
-    while let Some(Line::Stream(stream)) = &line {
-        streams.push(stream.record());
+    let mut orders = Vec::new();
+    loop {
+        match line {
+            Some(Line::Stream(stream)) => streams.push(stream.record()),
+            Some(Line::Erasure(order)) => orders.push(order),
+            _ => break,
+        }
         line = input.next()?;
     }
     let mut fill = Fill::new(archive, streams).await?;
+    for order in &orders {
+        fill.erase(order).await?;
+    }
     let mut state = State {
         header,
         into,

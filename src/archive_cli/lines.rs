@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use weir_history::archive::Quarantined;
 use weir_history::held::Held;
 use weir_history::listing::StreamRecord;
+use weir_nats::erasure::Order;
 use weir_nats::guard::Known;
 use weir_nats::placement::Generation;
 use weir_nats::{Author, Door, Epoch, Message, Seq};
@@ -22,6 +23,8 @@ pub(super) enum Line {
     WeirArchive(Header),
     /// Each stream, before all rows.
     Stream(StreamLine),
+    /// An order of erasure, which holds in the archive that reads it, too.
+    Erasure(Order),
     /// A message, by room, offset and epoch.
     Row(RowLine),
     /// A message that is no row.

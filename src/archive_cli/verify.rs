@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use weir_history::Archive;
+use weir_history::archive::Erasure;
 use weir_history::held::Held;
 use weir_history::listing::{ListedRow, RowKey, StreamRecord};
 use weir_nats::replay::{Replay, Scanned, StreamState};
@@ -63,6 +64,7 @@ pub(super) async fn run(loaded: &Loaded, arguments: &Arguments) -> Result<ExitCo
     }
     let held = patiently(async || archive.held_now().await).await?;
     let streams = patiently(async || archive.streams().await).await?;
+    let erasures = patiently(async || archive.erasures().await).await?;
     let nothing = Held::default();
     let (mut compared, mut ranges_compared) = (0, 0);
     for stream in &streams {
@@ -86,6 +88,7 @@ pub(super) async fn run(loaded: &Loaded, arguments: &Arguments) -> Result<ExitCo
                 placements: &placements,
                 stream,
                 held,
+                erasures: &erasures,
                 progress: Progress::new("messages", Some(to.get() - from.get() + 1)),
             };
             if let Err(difference) = verify.range(from, to).await? {
@@ -146,6 +149,7 @@ struct Verify<'a> {
     placements: &'a Placements,
     stream: &'a StreamRecord,
     held: &'a Held,
+    erasures: &'a [Erasure],
     progress: Progress,
 }
 
@@ -286,6 +290,13 @@ impl Verify<'_> {
             let text = "the archive has it in quarantine, with another payload";
             return Ok(Err(self.difference(room, seq, text)));
         }
+        let expired_to = patiently(async || {
+            let (log, room) = (self.stream.log.clone(), room.clone());
+            self.archive.expired_to(log, room).await
+        });
+        if seq <= expired_to.await? || self.is_erased(room, message) {
+            return Ok(Ok(false));
+        }
         let why = if self.held.has(seq) {
             "though it holds"
         } else {
@@ -296,6 +307,13 @@ impl Verify<'_> {
             message.id
         );
         Ok(Err(self.difference(room, seq, &text)))
+    }
+
+    /// What an order covers has left the archive, and is leaving the log.
+    fn is_erased(&self, room: &RoomName, message: &Message) -> bool {
+        let log = &self.stream.log;
+        let mut orders = self.erasures.iter().map(|one| &one.order);
+        orders.any(|order| order.covers(log, room, message))
     }
 
     async fn quarantined(&self, seq: Seq) -> Result<Option<bytes::Bytes>, Failure> {

@@ -15,6 +15,7 @@ use weir_history::Archive;
 use weir_history::archive::{Batch, Quarantined};
 use weir_history::held::Held;
 use weir_history::listing::{ListedRow, StreamRecord};
+use weir_nats::erasure::{LogScope, Order, SlotScope, What};
 use weir_nats::placement::Generation;
 use weir_nats::{Author, Door, Epoch, Message, RoomName, Seq};
 
@@ -622,13 +623,8 @@ fn a_copy_is_made_while_weir_publishes_and_weir_goes_on_with_it() {
 fn a_copy_goes_where_nothing_is_or_where_it_was_before() {
     let (from, to, other) = (Weir::new(), Weir::new(), Weir::new());
     build(&archive_of(&from), 30_000);
-    let config = |weir: &Weir| {
-        let config = weir.folder().join("weir.toml");
-        std::fs::write(&config, format!("data_dir = {:?}\n", path(weir.data()))).unwrap();
-        config
-    };
     let copy = |source: &Weir, target: &Weir| {
-        source.archive("copy", &["--to-config", path(&config(target))])
+        source.archive("copy", &["--to-config", path(&config_of(target))])
     };
     // Killed in the middle, it goes on.
     let mut child = copy(&from, &to);
@@ -697,6 +693,56 @@ fn migrate_and_quarantine_say_what_there_is() {
         "{}",
         ran.err
     );
+}
+
+#[test]
+fn what_was_erased_stays_erased_wherever_the_archive_goes() {
+    let (from, to, other) = (Weir::new(), Weir::new(), Weir::new());
+    build(&archive_of(&from), 2_000);
+    // An export from before the order, to be imported after it.
+    let before = from.folder().join("before.jsonl");
+    succeeds(&mut from.archive("export", &["--out", path(&before)]));
+    let copy = || from.archive("copy", &["--to-config", path(&config_of(&to))]);
+    succeeds(&mut copy());
+    let has = |weir: &Weir| {
+        let rows = read_all(&archive_of(weir)).rows;
+        rows.iter().any(|(_, room, _)| room.channel() == "聊天")
+    };
+    assert!(has(&to));
+    let order = Order::new(
+        What::Room("聊天".into()),
+        vec![LogScope {
+            log: "rooms".into(),
+            slots: vec![SlotScope {
+                streams: vec!["ROOMS_0".into(), "ROOMS_0_1".into()],
+                up_to: Seq::new(2_000),
+            }],
+        }],
+        i64::MAX,
+        "a test".into(),
+        String::new(),
+    );
+    block_on(async {
+        let archive = Archive::sqlite(&archive_of(&from)).await.unwrap();
+        archive.erase(&order, |_| {}).await.unwrap();
+    });
+    assert!(!has(&from));
+    // The copy that was made before learns of it, and an archive that reads the export does.
+    succeeds(&mut copy());
+    assert!(!has(&to));
+    let after = from.folder().join("after.jsonl");
+    succeeds(&mut from.archive("export", &["--out", path(&after)]));
+    succeeds(&mut other.archive("import", &[path(&after)]));
+    assert!(read_all(&archive_of(&other)) == read_all(&archive_of(&from)));
+    succeeds(&mut other.archive("import", &[path(&before)]));
+    assert!(!has(&other), "an old export brings it back");
+}
+
+fn config_of(weir: &Weir) -> PathBuf {
+    let config = weir.folder().join("weir.toml");
+    let text = format!("data_dir = {:?}\n", path(weir.data()));
+    std::fs::write(&config, text).unwrap();
+    config
 }
 
 /// Everything but the first line, which names the archive; rooms come in another order from another archive.
