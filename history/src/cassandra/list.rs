@@ -292,7 +292,8 @@ async fn read_bucket(
     bucket: &Bucket,
     limit: usize,
 ) -> Result<(Vec<ListedRow>, Option<Seq>), ArchiveError> {
-    let mut parts: Vec<(Epoch, Vec<(Seq, String, bytes::Bytes)>)> = Vec::new();
+    type Row = (Seq, String, bytes::Bytes);
+    let mut parts: Vec<(Epoch, Vec<Row>)> = Vec::new();
     let mut read_to: Option<Seq> = None;
     for epoch in &bucket.epochs {
         let key = (
