@@ -17,7 +17,7 @@ step() {
   shift
   printf '\n== %s: %s\n' "$name" "$*"
   # Nothing that a step leaves behind may hold the pipe that the node of Cassandra listens to.
-  { "$@" 2>&1 | tee "$log"; } 7>&- || status=$?
+  (exec 7>&- && "$@" 2>&1 | tee "$log") || status=$?
   # Two runners: cargo's `test result: ok. 3 passed; 0 failed`, node's `# pass 3` or `ℹ pass 3`.
   read -r ok bad < <(awk '
     /^test result: / { for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) ok += $(i - 1); if ($i ~ /^failed/) bad += $(i - 1) } }
@@ -56,7 +56,7 @@ node_folder=
 node_script=
 stop_node() {
   exec 7>&-
-  [ -z "$node_script" ] || wait "$node_script" 2>/dev/null
+  if [ -n "$node_script" ] && kill -TERM "$node_script" 2>/dev/null; then wait "$node_script" 2>/dev/null; fi
   [ -z "$node_folder" ] || rm -rf "$node_folder"
 }
 trap stop_node EXIT
@@ -106,6 +106,9 @@ if [ -n "$own_node" ]; then step cassandra node_ready; fi
 long=()
 if [ "${WEIR_TEST_LONG:-}" = 1 ]; then long=(-- --include-ignored); fi
 step cargo cargo test --workspace --locked --no-fail-fast ${long[@]+"${long[@]}"}
+# What the black-box tests promise of history and recovery holds for an archive in Cassandra, too.
+step cargo-cassandra env WEIR_TEST_ARCHIVE=cassandra cargo test --locked --no-fail-fast --test it -- \
+  archive:: bot_recovers:: deploy:: far_behind:: kill_nine:: lost_ack:: lost_tail:: rollback:: slow_reader:: trimmed::
 
 if [ -f tests/sdk/package.json ]; then
   step sdk-install sdk_ready

@@ -36,7 +36,10 @@ fn fill(address: &str, keyspace: &str, copies: u8) {
     ] {
         cql::query(address, &statement, cql::ONE).unwrap();
     }
-    write(address, keyspace, 1, cql::ALL).unwrap();
+    // The other nodes may hear of the table a moment later.
+    until("the table everywhere", || {
+        write(address, keyspace, 1, cql::ALL).is_ok()
+    });
 }
 
 fn write(address: &str, keyspace: &str, id: i32, consistency: u16) -> Result<u32, String> {

@@ -4,6 +4,8 @@
 
 #[path = "process/archive.rs"]
 mod archive;
+#[path = "support/cassandra.rs"]
+mod node;
 #[path = "process/permissions.rs"]
 mod permissions;
 #[path = "process/weir.rs"]

@@ -187,6 +187,13 @@ impl Archive {
         }
     }
 
+    /// Waits until it has answered.
+    pub async fn connected(&self) {
+        if let Self::Cassandra(cassandra) = self {
+            cassandra.connected().await;
+        }
+    }
+
     /// What it holds, now and from now on.
     #[must_use]
     pub fn held(&self) -> watch::Receiver<HeldByStream> {

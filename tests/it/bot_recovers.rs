@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::client::{Position, publish_body};
+use crate::harness::client::{Failure, Position, publish_body};
 use crate::harness::rig::Rig;
 use crate::harness::{scan, until};
 
@@ -26,7 +26,16 @@ async fn publish(rig: &Rig, room: &str, numbers: std::ops::Range<u32>) {
 /// As a browser's SDK does: what is in the reply, then what is pushed.
 async fn browser(rig: &Rig, room: &str, since: &Position, expected: usize) -> Got {
     let mut client = rig.client("reader").await;
-    let joined = client.subscribe(room, Some(since)).await.unwrap();
+    let joined = loop {
+        match client.subscribe(room, Some(since)).await {
+            Ok(joined) => break joined,
+            // While a log moves; SDKs try again, too.
+            Err(Failure::Error {
+                temporary: true, ..
+            }) => tokio::time::sleep(Duration::from_millis(100)).await,
+            Err(failure) => panic!("{room}: {failure:?}"),
+        }
+    };
     assert!(joined.was_recovering);
     let mut got: Vec<_> = joined.publications.into_iter().collect();
     while joined.recovered && got.len() < expected {
@@ -59,6 +68,10 @@ async fn bot(rig: &Rig, room: &str, since: &Position, limit: i64) -> Got {
             .unwrap();
         assert!(answer.payload.len() <= 512 << 10);
         let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
+        if answer["error"]["temporary"] == true {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        }
         assert!(answer["error"].is_null(), "{answer}");
         let recovered = answer["recovered"].as_bool().unwrap();
         for publication in answer["publications"].as_array().unwrap() {

@@ -16,6 +16,7 @@ use weir_history::listing::{ListedRow, StreamRecord};
 use weir_nats::placement::Generation;
 use weir_nats::{Author, Door, Epoch, Message, RoomName, Seq};
 
+use crate::node::{Keyspace, cql, shared_node};
 use crate::weir::{Weir, until};
 
 struct Ran {
@@ -204,11 +205,8 @@ fn what_is_exported_is_imported_as_it_was() {
     succeeds(&mut to.archive("import", &[path(&file)]));
     let all = read_all(&archive_of(&from));
     assert!(all.rows.len() > 8_000 && all.held.len() == 2);
-    let shared = all
-        .rows
-        .windows(2)
-        .filter(|two| two[0].1 == two[1].1 && two[0].2.message.seq == two[1].2.message.seq);
-    assert!(shared.count() > 10, "two epochs at one offset");
+    let shared = all_offsets_shared(&archive_of(&from));
+    assert!(shared > 10, "two epochs at one offset");
     assert!(read_all(&archive_of(&to)) == all, "the import differs");
     let ran = succeeds(&mut to.archive("import", &[path(&file)]));
     assert!(
@@ -697,4 +695,116 @@ fn migrate_and_quarantine_say_what_there_is() {
         "{}",
         ran.err
     );
+}
+
+/// Everything but the first line, which names the archive; rooms come in another order from another archive.
+fn exported(weir: &Weir) -> Vec<String> {
+    let ran = succeeds(&mut weir.archive("export", &[]));
+    let mut lines: Vec<String> = ran.out.lines().skip(1).map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn an_archive_moves_to_cassandra_and_back() {
+    let (from, mut to, back) = (Weir::new(), Weir::new(), Weir::new());
+    build(&archive_of(&from), 12_000);
+    let keyspace = Keyspace::new(shared_node());
+    let config = to.folder().join("cassandra.toml");
+    let text = format!(
+        "[archive]\nkind = \"cassandra\"\nnodes = [{:?}]\nkeyspace = {:?}\nreplication_factor = 1\n",
+        shared_node(),
+        keyspace.name()
+    );
+    std::fs::write(&config, text).unwrap();
+    to.config = Some(config.clone());
+    let none = run(&mut to.archive("status", &[]));
+    assert_eq!(none.code, Some(1));
+    assert!(
+        none.err.contains("there is no archive in the keyspace"),
+        "{}",
+        none.err
+    );
+    let there = format!("SELECT * FROM {}.meta", keyspace.name());
+    assert!(
+        cql::query(shared_node(), &there, cql::ONE).is_err(),
+        "looking makes nothing"
+    );
+    let ran = succeeds(&mut to.archive("migrate", &[]));
+    assert!(ran.out.contains("made, schema version "), "{}", ran.out);
+    let ran = succeeds(&mut to.archive("migrate", &[]));
+    assert!(ran.out.contains("nothing to do"), "{}", ran.out);
+
+    // Killed in the middle, it goes on, and then the copy is as the original.
+    let copy = || from.archive("copy", &["--to-config", path(&config)]);
+    let mut child = copy();
+    let mut child = child
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    until("a part of the copy", || {
+        let state = succeeds(&mut to.archive("status", &["--json", "--count"]));
+        let state: serde_json::Value = serde_json::from_str(&state.out).unwrap();
+        state["archive"]["rows"].as_u64() > Some(0)
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let part = exported(&to);
+    let held = |lines: &[String]| {
+        let held = lines.iter().filter(|line| line.starts_with("{\"held\""));
+        held.cloned().collect::<Vec<_>>()
+    };
+    assert!(
+        held(&part)
+            .iter()
+            .all(|line| line.contains("\"ranges\":[]")),
+        "it was too fast to be killed"
+    );
+    let ran = succeeds(&mut copy());
+    assert!(ran.err.contains("goes on with the copy"), "{}", ran.err);
+    let all = exported(&from);
+    assert_eq!(held(&all).len(), 2);
+    assert!(exported(&to) == all, "the copy differs");
+    let ran = succeeds(&mut copy());
+    assert!(ran.err.contains("; 0 rows were copied"), "{}", ran.err);
+
+    let ran = succeeds(&mut to.archive("quarantine", &["--show", "1300"]));
+    assert!(ran.out.contains("Nats-Msg-Id: zzz 1300\n"), "{}", ran.out);
+    let rows = all
+        .iter()
+        .filter(|line| line.starts_with("{\"row\""))
+        .count();
+    // The holes are wrong, and said to be.
+    let ran = run(&mut to.archive("status", &["--json", "--count"]));
+    let status: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(
+        (ran.code, &status["archive"]["rooms"]),
+        (Some(1), &5.into())
+    );
+    let shared = all_offsets_shared(&archive_of(&from));
+    assert_eq!(
+        status["archive"]["rows"].as_u64(),
+        Some((rows - shared) as u64),
+        "Cassandra counts offsets"
+    );
+
+    // And back, by an export that goes on after a cut, into SQLite.
+    let file = to.folder().join("export.jsonl");
+    succeeds(&mut to.archive("export", &["--out", path(&file)]));
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    succeeds(&mut to.archive("export", &["--resume", "--out", path(&file)]));
+    assert!(std::fs::read(&file).unwrap() == bytes);
+    succeeds(&mut back.archive("import", &[path(&file)]));
+    assert!(exported(&back) == all, "the way back differs");
+}
+
+/// Offsets that two rows of a room have.
+fn all_offsets_shared(path: &Path) -> usize {
+    let rows = read_all(path).rows;
+    let shared = rows
+        .windows(2)
+        .filter(|two| two[0].1 == two[1].1 && two[0].2.message.seq == two[1].2.message.seq);
+    shared.count()
 }

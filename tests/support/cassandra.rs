@@ -405,7 +405,7 @@ pub(crate) mod cql {
     const CONNECT_LIMIT: Duration = Duration::from_secs(3);
     /// Longer than any of Cassandra's own limits.
     const ANSWER_LIMIT: Duration = Duration::from_secs(20);
-    const FRAME_MAX_BYTES: u32 = 1 << 24;
+    const FRAME_MAX_BYTES: u32 = 1 << 28;
 
     /// Whether CQL works at `host:port`.
     pub(crate) fn answers(address: &str) -> bool {
@@ -417,6 +417,47 @@ pub(crate) mod cql {
     /// Runs one statement on the node at `host:port` and returns how many rows it found (0 if it is no SELECT). The error is the
     /// server's, or of the connection.
     pub(crate) fn query(address: &str, statement: &str, consistency: u16) -> Result<u32, String> {
+        let result = run(address, statement, consistency)?;
+        Ok(count(&result)?.unwrap_or(0))
+    }
+
+    /// The same, with the rows: the bytes of each column, empty where there is no value.
+    pub(crate) fn rows(
+        address: &str,
+        statement: &str,
+        consistency: u16,
+    ) -> Result<Vec<Vec<Vec<u8>>>, String> {
+        let result = run(address, statement, consistency)?;
+        let rows = count(&result)?.ok_or("a statement without rows")?;
+        let columns = number(&result, 8)?;
+        let mut at = 16;
+        let mut value = || {
+            let length = number(&result, at)?;
+            at += 4;
+            // Below zero is no value.
+            let length = i32::from_be_bytes(length.to_be_bytes()).max(0) as usize;
+            let bytes = result.get(at..at + length).ok_or("a short answer")?;
+            at += length;
+            Ok::<_, String>(bytes.to_vec())
+        };
+        (0..rows)
+            .map(|_| (0..columns).map(|_| value()).collect())
+            .collect()
+    }
+
+    /// A number of a result.
+    fn number(result: &[u8], at: usize) -> Result<u32, String> {
+        let bytes = result.get(at..at + 4).ok_or("a short answer")?;
+        Ok(u32::from_be_bytes(bytes.try_into().unwrap()))
+    }
+
+    /// How many rows a result has: its kind, then flags, number of columns, number of rows.
+    fn count(result: &[u8]) -> Result<Option<u32>, String> {
+        let has_rows = number(result, 0)? == ROWS;
+        has_rows.then(|| number(result, 12)).transpose()
+    }
+
+    fn run(address: &str, statement: &str, consistency: u16) -> Result<Vec<u8>, String> {
         let mut socket = connect(address)?;
         let mut startup = 1_u16.to_be_bytes().to_vec();
         for text in ["CQL_VERSION", "3.0.0"] {
@@ -431,17 +472,7 @@ pub(crate) mod cql {
         body.extend(statement.as_bytes());
         body.extend(consistency.to_be_bytes());
         body.push(SKIP_METADATA);
-        let result = expect(RESULT, ask(&mut socket, QUERY, &body)?)?;
-        // The kind of result; of rows then flags, number of columns, number of rows.
-        let number = |at: usize| {
-            let bytes = result.get(at..at + 4).ok_or("a short answer")?;
-            Ok::<_, String>(u32::from_be_bytes(bytes.try_into().unwrap()))
-        };
-        if number(0)? == ROWS {
-            number(12)
-        } else {
-            Ok(0)
-        }
+        expect(RESULT, ask(&mut socket, QUERY, &body)?)
     }
 
     fn connect(address: &str) -> Result<TcpStream, String> {

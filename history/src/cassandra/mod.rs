@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use weir_nats::ambient::random;
 use weir_nats::erasure::Matcher;
@@ -141,18 +141,18 @@ impl Cassandra {
             erasures: Mutex::default(),
             resting_until: Mutex::new(None),
         });
-        let connected = tokio::time::timeout(OPEN_WITHIN, cassandra.connect()).await;
-        match connected {
-            Ok(Err(error)) if !error.temporary => return Err(error),
-            Ok(Err(error)) => {
+        let (first, connected) = oneshot::channel();
+        tokio::spawn(follow(Arc::downgrade(&cassandra), first));
+        match tokio::time::timeout(OPEN_WITHIN, connected).await {
+            Ok(Ok(Err(error))) if !error.temporary => return Err(error),
+            Ok(Ok(Err(error))) => {
                 tracing::warn!(%error, "the archive is not there yet; messages wait in their streams");
             }
-            Err(_) => {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Err(_)) | Err(_) => {
                 tracing::warn!("the archive is not there yet; messages wait in their streams");
             }
-            Ok(Ok(_)) => {}
         }
-        tokio::spawn(follow(Arc::downgrade(&cassandra)));
         Ok(cassandra)
     }
 
@@ -219,6 +219,12 @@ impl Cassandra {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.link.borrow().is_some()
+    }
+
+    /// Waits until the cluster has answered.
+    pub async fn connected(&self) {
+        // Cannot fail: the sender is here.
+        drop(self.link.subscribe().wait_for(Option::is_some).await);
     }
 
     /// Its id; `None` while the cluster has never answered.
@@ -299,16 +305,27 @@ impl Cassandra {
     }
 }
 
-/// Connects in the end, and looks what others archived, as long as somebody uses the archive.
-async fn follow(cassandra: std::sync::Weak<Cassandra>) {
+/// Connects in the end, and looks what others archived, as long as somebody uses the archive. Tells
+/// `first` how the first try ended.
+async fn follow(
+    cassandra: std::sync::Weak<Cassandra>,
+    first: oneshot::Sender<Result<(), ArchiveError>>,
+) {
+    let mut first = Some(first);
     loop {
         let Some(cassandra) = cassandra.upgrade() else {
             return;
         };
         let pause = match cassandra.link() {
             Err(_) => {
-                if let Err(error) = cassandra.connect().await {
+                let connected = cassandra.connect().await.map(drop);
+                if let Err(error) = &connected {
                     tracing::debug!(%error, "the archive is not there yet");
+                }
+                if let Some(first) = first.take()
+                    && first.send(connected).is_err()
+                {
+                    tracing::debug!("nobody waits for the archive any more");
                 }
                 CONNECT_RETRY
             }

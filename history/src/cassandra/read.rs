@@ -521,11 +521,11 @@ async fn first_after(
     time_ms: i64,
 ) -> Result<Option<Seq>, ArchiveError> {
     let second = time_ms.div_euclid(1_000) + 1;
-    if stream.known.time_ms < second * 1_000 {
+    if stream.known.time_ms < second.saturating_mul(1_000) {
         return Ok(None);
     }
     let last = day_of(stream.known.time_ms);
-    let first = day_of(second * 1_000).max(last - DAYS_MAX);
+    let first = day_of(second.saturating_mul(1_000)).max(last - DAYS_MAX);
     for day in first..=last {
         let key = (&stream.stream, day, second);
         let found: Vec<(Option<i64>,)> = link

@@ -79,21 +79,37 @@ impl Cassandra {
         let stream = &batch.generation.stream;
         self.declare(&link, batch).await?;
         let mut appended = Appended::default();
+        let mut there = 0;
         if let (Some(first), Some(last)) = (
             batch.rows.iter().map(|(_, message)| message.seq).min(),
             batch.rows.iter().map(|(_, message)| message.seq).max(),
         ) {
             let before = self.intend(&link, batch, last).await?;
-            if first <= before {
-                appended.conflicts = self.compare(&link, batch).await?;
+            let held = self.held.borrow().get(stream).map_or(Seq::ZERO, Held::end);
+            if first <= before.max(held) {
+                let found = self.compare(&link, batch).await?;
+                there = found.same;
+                appended.conflicts = found.other;
             }
         }
+        let rest;
+        let batch = if appended.conflicts.is_empty() {
+            batch
+        } else {
+            // Another message stays what it is; this one is published again by the guard.
+            let mut others = batch.clone();
+            others
+                .rows
+                .retain(|(_, message)| !appended.conflicts.contains(&message.seq));
+            rest = others;
+            &rest
+        };
         let started = Instant::now();
         let mut slowest = Duration::ZERO;
         self.index(&link, batch, &mut slowest).await?;
         let refused = self.rows(&link, batch, &mut slowest).await?;
         appended.refused = (refused.len() + batch.refused.len()) as u64;
-        appended.rows = (batch.rows.len() - refused.len()) as u64;
+        appended.rows = (batch.rows.len() - refused.len()) as u64 - there;
         for refused in refused.iter().chain(&batch.refused) {
             link.driver
                 .write(
@@ -177,26 +193,30 @@ impl Cassandra {
         Ok(before)
     }
 
-    /// Offsets of a batch at which another message is archived: the log went back in time. Both
-    /// stay; readers see the older one.
-    async fn compare(&self, link: &Link, batch: &Batch) -> Result<Vec<Seq>, ArchiveError> {
+    /// Looks what is there at the offsets of a batch. Another message says that the log went back in
+    /// time.
+    async fn compare(&self, link: &Link, batch: &Batch) -> Result<There, ArchiveError> {
         let mut rooms: BTreeMap<(&RoomName, u64), Vec<&Message>> = BTreeMap::new();
         for (room, message) in &batch.rows {
             let bucket = bucket_of(link, message.seq);
             rooms.entry((room, bucket)).or_default().push(message);
         }
-        let mut looks: Vec<BoxFuture<'_, Result<Vec<Seq>, ArchiveError>>> = Vec::new();
+        let mut looks: Vec<BoxFuture<'_, Result<There, ArchiveError>>> = Vec::new();
         for ((room, bucket), messages) in rooms {
             looks.push(Box::pin(compare_rows(link, batch, room, bucket, messages)));
         }
-        let conflicts: Vec<Vec<Seq>> = futures_util::stream::iter(looks)
+        let found: Vec<There> = futures_util::stream::iter(looks)
             .buffer_unordered(self.pace.writes_at_once())
             .try_collect()
             .await?;
-        let mut conflicts = conflicts.concat();
-        conflicts.sort();
-        conflicts.dedup();
-        Ok(conflicts)
+        let mut all = There::default();
+        for there in found {
+            all.same += there.same;
+            all.other.extend(there.other);
+        }
+        all.other.sort();
+        all.other.dedup();
+        Ok(all)
     }
 
     /// Index rows that are not known to be there. Before the rows: a row that no index leads to would
@@ -414,14 +434,23 @@ impl Cassandra {
     }
 }
 
-/// Offsets of one partition at which another message is there than the batch has.
+/// What was there before a batch.
+#[derive(Default)]
+struct There {
+    /// Rows of it.
+    same: u64,
+    /// Offsets at which another message is.
+    other: Vec<Seq>,
+}
+
+/// What is there in one partition at the offsets of a batch.
 async fn compare_rows(
     link: &Link,
     batch: &Batch,
     room: &RoomName,
     bucket: u64,
     messages: Vec<&Message>,
-) -> Result<Vec<Seq>, ArchiveError> {
+) -> Result<There, ArchiveError> {
     let first = messages.iter().map(|one| one.seq).min().unwrap_or_default();
     let last = messages.iter().map(|one| one.seq).max().unwrap_or_default();
     let query = (
@@ -441,9 +470,15 @@ async fn compare_rows(
         .iter()
         .map(|message| (message.seq, message.id.as_str()))
         .collect();
-    let other = there.iter().map(|(off, id, _)| (to_seq(*off), id));
-    let other = other.filter(|(seq, id)| ids.get(seq).is_some_and(|mine| mine != id));
-    Ok(other.map(|(seq, _)| seq).collect())
+    let mut found = There::default();
+    for (off, id, _) in &there {
+        match ids.get(&to_seq(*off)) {
+            Some(mine) if mine == id => found.same += 1,
+            Some(_) => found.other.push(to_seq(*off)),
+            None => {}
+        }
+    }
+    Ok(found)
 }
 
 /// Rows of one partition in mutations of bounded size.

@@ -48,6 +48,16 @@ pub struct Sqlite {
     has_expired: AtomicBool,
 }
 
+/// When a commit is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Synchronous {
+    /// Before the append returns. What Weir runs with.
+    Full,
+    /// At a checkpoint, some time later: a power cut takes rows that an append said were durable.
+    /// Only for the test that cuts the power, which must be able to see a loss.
+    Normal,
+}
+
 #[derive(Debug)]
 struct Writer {
     connection: Connection,
@@ -61,8 +71,16 @@ impl Sqlite {
     /// # Errors
     /// When it cannot be opened, is locked, is no archive, or is of a newer version.
     pub fn open(path: &Path) -> Result<Self, ArchiveError> {
+        Self::open_with(path, Synchronous::Full)
+    }
+
+    /// As [`Self::open`], but not necessarily durable.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(path: &Path, synchronous: Synchronous) -> Result<Self, ArchiveError> {
         let error = |error: rusqlite::Error| explain(path, &error);
-        let connection = connect(path).map_err(error)?;
+        let connection = connect(path, synchronous).map_err(error)?;
         let version = upgrade(&connection).map_err(error)?;
         if version != SCHEMA_VERSION {
             return Err(ArchiveError {
@@ -77,7 +95,7 @@ impl Sqlite {
         let id = meta(&connection, "id", random_id).map_err(error)?;
         let held = read_held(&connection).map_err(error)?;
         let has_expired = Self::read_has_expired(&connection).map_err(error)?;
-        let readers = (0..READERS).map(|_| connect(path).map(Mutex::new));
+        let readers = (0..READERS).map(|_| connect(path, synchronous).map(Mutex::new));
         let readers = readers.collect::<Result<Vec<_>, _>>().map_err(error)?;
         Ok(Self {
             id,
@@ -170,12 +188,16 @@ fn read_held(connection: &Connection) -> rusqlite::Result<HeldByStream> {
     Ok(all)
 }
 
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
+fn connect(path: &Path, synchronous: Synchronous) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(Duration::from_millis(BUSY_MS))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // Lost no committed row in a power cut; NORMAL did.
-    connection.pragma_update(None, "synchronous", "FULL")?;
+    // Lost no committed row in a power cut; NORMAL did (tests/it/power).
+    let synchronous = match synchronous {
+        Synchronous::Full => "FULL",
+        Synchronous::Normal => "NORMAL",
+    };
+    connection.pragma_update(None, "synchronous", synchronous)?;
     // What is deleted is written over with zeros.
     connection.pragma_update(None, "secure_delete", "ON")?;
     connection.set_prepared_statement_cache_capacity(64);
@@ -278,6 +300,11 @@ fn explain(path: &Path, error: &rusqlite::Error) -> ArchiveError {
         }
         Some(ErrorCode::DiskFull) => (true, "; free some space on its disk"),
         Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => (true, ""),
+        // SQLite also calls it malformed when the disk fails to read.
+        Some(ErrorCode::DatabaseCorrupt) => (
+            false,
+            "; the file is damaged or its disk cannot be read: see the kernel's log first",
+        ),
         _ => (false, ""),
     };
     ArchiveError {

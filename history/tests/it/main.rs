@@ -15,6 +15,7 @@ mod names;
 #[path = "../../../tests/support/cassandra.rs"]
 mod node;
 mod pages;
+mod power;
 mod service;
 mod storm;
 mod times;

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_history::{Archive, CassandraConfig, Page, Reader, Worker, WorkerMetrics};
 use weir_nats::connect::{ConnectConfig, Credentials, LinkTimes, Links};
-use weir_nats::guard::Guard;
+use weir_nats::guard::{Guard, Known};
 use weir_nats::message::stamp;
 use weir_nats::placement::Place;
 use weir_nats::replay::Replay;
@@ -42,6 +42,8 @@ pub(crate) fn either<T>(short: T, whole: T) -> T {
 
 /// Longest wait for anything.
 pub(crate) const WITHIN: Duration = Duration::from_secs(12);
+/// For a node to make a keyspace, on a machine that does other things.
+pub(crate) const NODE_WITHIN: Duration = Duration::from_secs(60);
 pub(crate) const STREAM: &str = "ROOMS_0";
 /// Acknowledgements in flight while a test publishes.
 const IN_FLIGHT_MAX: usize = 200;
@@ -80,7 +82,7 @@ pub(crate) struct Rig {
     pub(crate) folder: TempDir,
     pub(crate) url: String,
     keyspace: Option<Keyspace>,
-    _server: Server,
+    _server: Option<Server>,
 }
 
 struct Server(Child);
@@ -139,13 +141,30 @@ impl Rig {
             .stderr(Stdio::null())
             .spawn()
             .expect("nats-server is on PATH, in .tools/bin or named by WEIR_NATS_SERVER");
-        let server = Server(server);
+        let url = format!("nats://127.0.0.1:{port}");
+        Self::join(kind, url, folder, Some(Server(server)), Vec::new()).await
+    }
+
+    /// One more Weir at a nats-server that another process started. `known` is what its archive
+    /// knows.
+    pub(crate) async fn beside(url: String, known: Vec<(String, Known)>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self::join(Kind::Sqlite, url, folder, None, known).await
+    }
+
+    async fn join(
+        kind: Kind,
+        url: String,
+        folder: TempDir,
+        server: Option<Server>,
+        known: Vec<(String, Known)>,
+    ) -> Self {
         let nobody = Credentials {
             user: "test".into(),
             password: "test".into(),
         };
         let config = ConnectConfig {
-            url: format!("nats://127.0.0.1:{port}"),
+            url,
             live: nobody.clone(),
             reads: nobody.clone(),
             door: nobody,
@@ -174,7 +193,7 @@ impl Rig {
             &links,
             vec![log],
             placements.clone(),
-            Vec::new(),
+            known,
             Orders::default(),
         );
         let guard = Box::pin(guard).await.unwrap();
@@ -201,7 +220,8 @@ impl Rig {
             Kind::Sqlite => Archive::sqlite(&self.archive_path()).await.unwrap(),
             Kind::Cassandra => {
                 let archive = Archive::cassandra(self.cassandra()).await.unwrap();
-                assert!(archive.is_connected(), "the node answers");
+                let connected = tokio::time::timeout(NODE_WITHIN, archive.connected());
+                connected.await.expect("the node answers");
                 archive
             }
         }

@@ -2,36 +2,30 @@
 //! Weir. Never: Weir's own readers.
 //!
 //! Every black-box test runs against either archive with the same assertions: SQLite, or with
-//! `WEIR_TEST_ARCHIVE=cassandra` the Cassandra at `WEIR_TEST_CASSANDRA` (`host:port`), in a keyspace
-//! of its own. What is about SQLite's file itself asks for [`ArchiveAt::sqlite`].
+//! `WEIR_TEST_ARCHIVE=cassandra` the Cassandra node that tests share, in a keyspace of its own. What
+//! is about SQLite's file itself asks for [`ArchiveAt::sqlite`].
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::cassandra::{Keyspace, cql, shared_node};
 use super::scan::Stored;
 
 /// Where rooms are kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub(crate) enum ArchiveAt {
     /// A file; in the data folder if it is relative.
     Sqlite(PathBuf),
-    /// A keyspace that nobody else has.
-    Cassandra { node: String, keyspace: String },
+    /// A keyspace that nobody else has, dropped with the last of these.
+    Cassandra(Arc<Keyspace>),
 }
 
 impl ArchiveAt {
     /// What `WEIR_TEST_ARCHIVE` says; else the file in the data folder.
     pub(crate) fn chosen() -> Self {
         match std::env::var("WEIR_TEST_ARCHIVE").as_deref() {
-            Ok("cassandra") => {
-                let node = std::env::var("WEIR_TEST_CASSANDRA")
-                    .expect("WEIR_TEST_CASSANDRA=host:port, for WEIR_TEST_ARCHIVE=cassandra");
-                let id = tempfile::tempdir().unwrap();
-                let id = id.path().file_name().unwrap().to_str().unwrap();
-                let id: String = id.chars().filter(char::is_ascii_alphanumeric).collect();
-                let keyspace = format!("it_{}_{}", std::process::id(), id.to_lowercase());
-                Self::Cassandra { node, keyspace }
-            }
+            Ok("cassandra") => Self::Cassandra(Arc::new(Keyspace::new(shared_node()))),
             Ok("sqlite") | Err(_) => Self::sqlite(),
             Ok(other) => panic!("WEIR_TEST_ARCHIVE={other}: sqlite or cassandra"),
         }
@@ -46,8 +40,12 @@ impl ArchiveAt {
     pub(crate) fn config(&self) -> String {
         match self {
             Self::Sqlite(path) => format!("kind = \"sqlite\"\npath = \"{}\"\n", path.display()),
-            Self::Cassandra { node, keyspace } => {
-                format!("kind = \"cassandra\"\nnodes = [\"{node}\"]\nkeyspace = \"{keyspace}\"\n")
+            Self::Cassandra(keyspace) => {
+                let (node, name) = (shared_node(), keyspace.name());
+                format!(
+                    "kind = \"cassandra\"\nnodes = [\"{node}\"]\nkeyspace = \"{name}\"\n\
+                     replication_factor = 1\n"
+                )
             }
         }
     }
@@ -56,7 +54,7 @@ impl ArchiveAt {
     pub(crate) fn in_folder(&self, data: &Path) -> Self {
         match self {
             Self::Sqlite(path) => Self::Sqlite(data.join(path)),
-            Self::Cassandra { .. } => self.clone(),
+            Self::Cassandra(_) => self.clone(),
         }
     }
 
@@ -64,15 +62,21 @@ impl ArchiveAt {
     pub(crate) fn file(&self) -> &Path {
         match self {
             Self::Sqlite(path) => path,
-            Self::Cassandra { .. } => panic!("this test is about SQLite's file"),
+            Self::Cassandra(_) => panic!("this test is about SQLite's file"),
         }
     }
 
-    /// The newest offset in it; 0 while there is none.
+    /// How far it has the log; 0 while it has nothing.
     pub(crate) async fn up_to(&self) -> u64 {
         match self {
             Self::Sqlite(path) => sqlite_up_to(path),
-            Self::Cassandra { .. } => self.rows().await.last().map_or(0, |row| row.offset),
+            Self::Cassandra(keyspace) => {
+                let statement = format!("SELECT to_seq FROM {}.held", keyspace.name());
+                // Weir creates the tables.
+                let rows = cql::rows(shared_node(), &statement, cql::ONE).unwrap_or_default();
+                let ends = rows.iter().map(|row| bigint(&row[0]));
+                ends.max().unwrap_or(0)
+            }
         }
     }
 
@@ -80,9 +84,7 @@ impl ArchiveAt {
     pub(crate) async fn rows(&self) -> Vec<Stored> {
         match self {
             Self::Sqlite(path) => sqlite_rows(path),
-            Self::Cassandra { node, keyspace } => {
-                panic!("{keyspace} at {node} cannot be scanned yet")
-            }
+            Self::Cassandra(keyspace) => cassandra_rows(keyspace.name()),
         }
     }
 
@@ -101,8 +103,9 @@ impl ArchiveAt {
                     );
                 }
             }
-            Self::Cassandra { node, keyspace } => {
-                panic!("{keyspace} at {node} cannot be emptied yet")
+            Self::Cassandra(keyspace) => {
+                let statement = format!("DROP KEYSPACE {}", keyspace.name());
+                cql::query(shared_node(), &statement, cql::ONE).unwrap();
             }
         }
     }
@@ -141,4 +144,84 @@ fn sqlite_rows(path: &Path) -> Vec<Stored> {
         })
         .unwrap();
     rows.map(Result::unwrap).collect()
+}
+
+fn bigint(bytes: &[u8]) -> u64 {
+    let bytes = bytes.try_into().expect("a bigint has eight bytes");
+    u64::try_from(i64::from_be_bytes(bytes)).unwrap()
+}
+
+fn cassandra_rows(keyspace: &str) -> Vec<Stored> {
+    let statement = format!("SELECT room, epoch, off, msg FROM {keyspace}.messages");
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let rows = cql::rows(shared_node(), &statement, cql::ONE).unwrap();
+    let mut stored: Vec<_> = rows
+        .iter()
+        // What was erased is an empty blob.
+        .filter(|row| !row[3].is_empty())
+        .map(|row| {
+            let (author, data) = envelope(&row[3]);
+            Stored {
+                room: text(&row[0]),
+                epoch: text(&row[1]),
+                offset: bigint(&row[2]),
+                author,
+                data,
+            }
+        })
+        .collect();
+    stored.sort_by_key(|row| row.offset);
+    stored
+}
+
+/// Author and payload of a row's blob: a version, then time, author (door, user, client, info), tags
+/// and payload in postcard's wire format.
+fn envelope(blob: &[u8]) -> (String, Vec<u8>) {
+    assert_eq!(blob[0], 1, "a format that this test does not know");
+    let mut rest = Fields(&blob[1..]);
+    let (_time, mut user) = (rest.number(), Vec::new());
+    if rest.is_some() {
+        let _door = rest.bytes();
+        user = rest.bytes();
+        let _client = rest.bytes();
+        if rest.is_some() {
+            rest.bytes();
+        }
+    }
+    for _ in 0..rest.number() * 2 {
+        rest.bytes();
+    }
+    let data = rest.bytes();
+    assert!(rest.0.is_empty(), "more than a message");
+    (String::from_utf8(user).unwrap(), data)
+}
+
+/// What is left of a blob.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    /// Seven bits a byte, the lowest first.
+    fn number(&mut self) -> usize {
+        let (mut number, mut shift) = (0, 0);
+        loop {
+            let byte = self.0[0];
+            self.0 = &self.0[1..];
+            number |= usize::from(byte & 0x7f) << shift;
+            shift += 7;
+            if byte & 0x80 == 0 {
+                return number;
+            }
+        }
+    }
+
+    fn is_some(&mut self) -> bool {
+        self.number() == 1
+    }
+
+    fn bytes(&mut self) -> Vec<u8> {
+        let length = self.number();
+        let (bytes, rest) = self.0.split_at(length);
+        self.0 = rest;
+        bytes.to_vec()
+    }
 }

@@ -2,6 +2,8 @@
 //! Never: what is tested.
 
 pub(crate) mod archive;
+#[path = "../../support/cassandra.rs"]
+pub(crate) mod cassandra;
 pub(crate) mod client;
 pub(crate) mod nats;
 #[path = "../../support/ports.rs"]

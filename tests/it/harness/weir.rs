@@ -19,7 +19,7 @@ use super::{free_port, until};
 const TOKEN_KEY: &str = "a key that signs the tokens of the tests only";
 
 /// What a test changes of the configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Config {
     pub(crate) nats_url: String,
     /// Of Weir's user `weir`.

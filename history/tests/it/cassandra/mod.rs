@@ -15,7 +15,7 @@ use weir_nats::placement::Generation;
 use weir_nats::{Author, Door, Epoch, Message, RoomName, Seq};
 
 use crate::node::{Keyspace, shared_node};
-use crate::rig::room;
+use crate::rig::{NODE_WITHIN, room};
 
 const LOG: &str = "rooms";
 const WITHIN: Duration = Duration::from_secs(30);
@@ -47,7 +47,8 @@ pub(crate) fn config_at(nodes: Vec<String>, keyspace: &str, copies: u8) -> Cassa
 
 async fn open(config: &CassandraConfig) -> Archive {
     let archive = Archive::cassandra(config.clone()).await.unwrap();
-    assert!(archive.is_connected(), "the node answers");
+    let connected = tokio::time::timeout(NODE_WITHIN, archive.connected());
+    connected.await.expect("the node answers");
     archive
 }
 
