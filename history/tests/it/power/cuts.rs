@@ -61,7 +61,6 @@ fn cut_and_count(synchronous: Synchronous, enough: impl Fn(&Tally) -> bool) -> O
                 sleep(AFTER_MS);
             }
         }
-        // What it says while the power goes would never have got out of a real machine.
         let said = process.said();
         switch.press();
         if synchronous == Synchronous::Full {
