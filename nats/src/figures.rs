@@ -130,7 +130,7 @@ impl Value for Gauge {
 /// Upper ends of the buckets of [`Seconds`].
 const SECONDS: [f64; 8] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0];
 /// Upper ends of the buckets of [`Sizes`].
-const SIZES: [f64; 8] = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 10_000.0];
+const SIZES: [f64; 8] = [1.0, 3.0, 10.0, 30.0, 100.0, 1_000.0, 5_000.0, 20_000.0];
 
 /// How often which duration was seen.
 #[derive(Debug, Default)]

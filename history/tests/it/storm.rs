@@ -31,6 +31,8 @@ async fn while_written<T>(
             let stored = rig.publish(std::slice::from_ref(room), 10).await;
             let last = stored[room].last().unwrap().0;
             newest.store(last.get(), Ordering::SeqCst);
+            // Slowly enough that a page reaches down into the archive.
+            tokio::time::sleep(Duration::from_millis(40)).await;
         }
     };
     let work = async {
@@ -40,6 +42,9 @@ async fn while_written<T>(
     };
     tokio::join!(write, work).1
 }
+
+/// Messages of a page: more than are written in a second.
+const PAGE: u32 = 450;
 
 /// Asks for the newest page, and checks that it is as new as the question.
 async fn ask_newest(
@@ -55,11 +60,11 @@ async fn ask_newest(
     };
     let before = newest.load(Ordering::SeqCst);
     let page = reader
-        .history(rig_place, room, ask, &window, 50, MAX_BYTES)
+        .history(rig_place, room, ask, &window, PAGE, MAX_BYTES)
         .await
         .unwrap();
     let seqs: Vec<u64> = page.messages.iter().map(|m| m.seq.get()).collect();
-    assert_eq!(seqs.len(), 50);
+    assert_eq!(seqs.len(), PAGE as usize);
     assert!(
         seqs[0] >= before,
         "{} was stored before it was asked",
@@ -78,7 +83,7 @@ async fn a_thousand_who_ask_at_once_are_two_queries_while_the_room_is_written(ki
     rig.archived(&archive).await;
     let all = Window::default();
     let small = Window {
-        size: Some(400),
+        size: Some(480),
         ttl: Some(Duration::from_secs(3_600)),
     };
     // A window costs a count, and a search by its age, beside the page.

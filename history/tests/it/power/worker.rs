@@ -83,9 +83,19 @@ async fn the_worker_loses_and_doubles_nothing_over_power_cuts() {
             process.until_held_beyond(STREAM, durable.end());
             // No condition to wait for: the point is that it may be anywhere.
             std::thread::sleep(Duration::from_millis(below(CUT_WITHIN_MS)));
+            // What it says while the power goes would never have got out of a real machine.
+            let said = process.said();
             switch.press();
-            let said = process.kill();
+            let late = process.kill();
             disk.start(cut);
+            let found = archived::read(&file).remove(STREAM).unwrap_or_default();
+            let late_end = late.held[STREAM].end();
+            if found.missing(&late.held[STREAM]) > 0 {
+                eprintln!(
+                    "{cut:?}: said in time {:?}, late {late_end}, found {:?}",
+                    said.held, found.held
+                );
+            }
             said
         });
         commits += said.commits;
