@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use weir_history::read::WINDOW_MAX_MESSAGES;
 
-use super::{Archive, Config, Namespace, Problem};
+use super::{Archive, ArchiveKind, Config, Namespace, Problem};
 
 /// Names of streams and buckets that are not logs.
 const RESERVED_LOGS: [&str; 4] = ["weir", "kv", "obj", "mqtt"];
@@ -313,6 +313,13 @@ fn namespace(config: &Config, rules: &mut Rules<'_>, table: &str, options: &Name
                 "write at most {WINDOW_MAX_MESSAGES}, as the messages of a window are counted, or -1 for all that \
                  is kept, which costs nothing"
             ),
+        );
+    }
+    if !options.archive_ttl.is_zero() && config.archive.kind == ArchiveKind::Cassandra {
+        rules.bad(
+            &format!("{table}.archive_ttl"),
+            "an archive in Cassandra keeps rooms for ever",
+            "remove it, or set archive.kind = \"sqlite\"",
         );
     }
     if options.history_size == 0 {

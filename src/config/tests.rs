@@ -313,6 +313,12 @@ const BROKEN: &[(&str, usize, &str, &str)] = &[
         "needs history",
     ),
     (
+        "[archive]\nkind = \"cassandra\"\n[[channel.namespaces]]\nname = \"ab\"\nhistory_size = -1\narchive_ttl = \"1h\"",
+        6,
+        "channel.namespaces.ab.archive_ttl",
+        "keeps rooms for ever",
+    ),
+    (
         "[[channel.namespaces]]\nname = \"ab\"\narchive_ttl = \"1h\"",
         3,
         "channel.namespaces.ab.archive_ttl",
