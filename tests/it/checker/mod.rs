@@ -28,6 +28,9 @@ pub(crate) struct Expect {
     pub(crate) least: Least,
 }
 
+/// An acknowledgement that NATS gave reaches its author within this.
+const UNDER_WAY_NS: u64 = 1_000_000_000;
+
 /// How much must have happened for a verdict to mean something.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Least {
@@ -441,14 +444,8 @@ impl<'a> Judge<'a> {
             })
             .collect();
         acked.sort_unstable();
-        let lost = |(event, id, _): &(usize, Id, usize)| {
-            let t = self.history.events[*event].t;
-            !kept.contains(id)
-                && !self
-                    .expect
-                    .may_lose
-                    .iter()
-                    .any(|(from, to)| (*from..=*to).contains(&t))
+        let lost = |(event, id, invoked): &(usize, Id, usize)| {
+            !kept.contains(id) && !self.may_be_lost(*invoked, *event)
         };
         let first_kept = acked
             .iter()
@@ -543,22 +540,26 @@ impl<'a> Judge<'a> {
             .meant
             .iter()
             .filter_map(|(id, meant)| match meant.end {
-                End::Ok { event, .. } if !ids.contains_key(id) => Some((*id, event)),
+                End::Ok { event, .. } if !ids.contains_key(id) => Some((*id, meant.event, event)),
                 _ => None,
             })
             .collect();
-        for (id, event) in acked {
-            let t = self.history.events[event].t;
-            if !self
-                .expect
-                .may_lose
-                .iter()
-                .any(|(from, to)| (*from..=*to).contains(&t))
-            {
+        for (id, invoked, event) in acked {
+            if !self.may_be_lost(invoked, event) {
                 let text = format!("{} was acknowledged and is not archived", show_id(id));
                 self.broken("I9 archive", text, &[event]);
             }
         }
+    }
+
+    /// True if an acknowledgement is of a log that was taken away: it came before that, or was under
+    /// way then.
+    fn may_be_lost(&self, invoked: usize, acked: usize) -> bool {
+        let at = |event: usize| self.history.events[event].t;
+        self.expect.may_lose.iter().any(|(from, to)| {
+            (*from..=*to).contains(&at(acked))
+                || (at(invoked) <= *to && (*from..=to + UNDER_WAY_NS).contains(&at(acked)))
+        })
     }
 
     fn too_little(&self) -> Option<String> {
