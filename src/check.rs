@@ -9,8 +9,9 @@ use std::time::Duration;
 use async_nats::{Client, ConnectOptions, Event};
 use serde_json::Value;
 use tokio::time::sleep;
+use weir_history::cassandra::Cassandra;
 
-use crate::config::{Config, Loaded, NatsUser, Secret, Storage};
+use crate::config::{ArchiveKind, Config, Loaded, NatsUser, Secret, Storage};
 use crate::nats_server::{Files, MIN_VERSION, Passwords, Version};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -78,6 +79,25 @@ impl fmt::Display for Report {
     }
 }
 
+/// The cluster answers, and its keyspace is of this version. A file is looked at when it is opened.
+async fn archive(report: &mut Report, config: &Config) {
+    if config.archive.kind != ArchiveKind::Cassandra {
+        return;
+    }
+    let keyspace = &config.archive.keyspace;
+    let version = match crate::archive::cassandra(&config.archive) {
+        Ok(cassandra) => Box::pin(Cassandra::version_at(&cassandra)).await,
+        Err(error) => Err(error),
+    };
+    match version {
+        Ok(Some(version)) => report.good(format!("archive: keyspace {keyspace}, schema version {version}")),
+        Ok(None) => report.warn(format!(
+            "archive: there is no keyspace {keyspace} yet; Weir makes it when it starts, or run weir archive migrate"
+        )),
+        Err(error) => report.bad(format!("{error}; start the cluster, or correct [archive]")),
+    }
+}
+
 /// Looks at everything.
 pub async fn run(loaded: &Loaded) -> Report {
     let mut report = Report::default();
@@ -86,6 +106,7 @@ pub async fn run(loaded: &Loaded) -> Report {
     for warning in &loaded.warnings {
         report.warn(warning.clone());
     }
+    archive(&mut report, config).await;
     let target = match Target::new(loaded) {
         Ok(target) => target,
         Err(error) => {

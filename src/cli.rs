@@ -95,6 +95,13 @@ impl Common {
 #[must_use]
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
+    // Two are linked, as the Cassandra driver brings one of its own; this one is for every TLS connection.
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
+        tracing::debug!("a TLS provider is there already");
+    }
     match &cli.command {
         Command::Up(common) => start(common, &ConfigFile::Demo, Mode::Up),
         Command::Serve(common) => start(common, &ConfigFile::None, Mode::Serve),
