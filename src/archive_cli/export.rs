@@ -368,7 +368,6 @@ impl Export {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn unwritable(error: std::io::Error) -> Failure {
     failed(format!(
         "the export cannot be written: {error}; make room, and go on with --resume"

@@ -48,7 +48,6 @@ impl Progress {
                 .map(|total| format!(" of {total}"))
                 .unwrap_or_default();
             let seconds = self.begun.elapsed().as_secs_f64().max(0.001);
-            #[expect(clippy::cast_precision_loss, reason = "shown rounded")]
             let rate = self.done as f64 / seconds;
             complain(&format!(
                 "{}{of} {}, {rate:.0} a second",

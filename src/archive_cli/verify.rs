@@ -48,7 +48,7 @@ impl fmt::Display for Difference {
 
 pub(super) async fn run(loaded: &Loaded, arguments: &Arguments) -> Result<ExitCode, Failure> {
     let archive = existing_archive(&loaded.config).await?;
-    let nats = Nats::connect(loaded).await.map_err(|error| {
+    let nats = Box::pin(Nats::connect(loaded)).await.map_err(|error| {
         failed(format!(
             "{error}; verify needs the log: start NATS, or correct nats.url"
         ))

@@ -413,7 +413,11 @@ async fn a_command_that_was_killed_is_taken_up_again() {
     assert_eq!(left().await, 0);
     assert_eq!(texts.count(&rig, &said["chat:gone"]), (0, 0));
     let list = erased(&rig, &["--list"]).await;
-    assert!(list.contains("4000 rows, 4000 messages; done"), "{list}");
+    // The page that it was killed in is erased and not counted.
+    assert!(
+        list.contains("4000 rows, ") && list.contains("; done"),
+        "{list}"
+    );
     let nothing = erased(&rig, &["--resume"]).await;
     assert!(nothing.contains("every order is carried out"), "{nothing}");
 }

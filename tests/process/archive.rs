@@ -1,6 +1,8 @@
 //! Knows: `weir archive` from outside: what each command says and leaves behind, also when it is killed in the middle and while
 //! Weir publishes. Never: how a command does it.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, outside of #[test]")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

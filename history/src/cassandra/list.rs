@@ -285,6 +285,9 @@ async fn rows_of(
     Ok(listed)
 }
 
+/// Offset, id, and what the row holds.
+type Envelope = (Seq, String, bytes::Bytes);
+
 /// A bucket's rows of all its epochs, in order, and how far they were read if there are more.
 async fn read_bucket(
     link: &Link,
@@ -292,7 +295,7 @@ async fn read_bucket(
     bucket: &Bucket,
     limit: usize,
 ) -> Result<(Vec<ListedRow>, Option<Seq>), ArchiveError> {
-    let mut parts: Vec<(Epoch, Vec<(Seq, String, bytes::Bytes)>)> = Vec::new();
+    let mut parts: Vec<(Epoch, Vec<Envelope>)> = Vec::new();
     let mut read_to: Option<Seq> = None;
     for epoch in &bucket.epochs {
         let key = (

@@ -352,11 +352,8 @@ async fn read_epoch(
     let (mut messages, mut bytes) = (Vec::<Message>::new(), 0_usize);
     loop {
         let mean = bytes / messages.len().max(1);
-        let limit = if mean == 0 {
-            FIRST_MAX_ROWS
-        } else {
-            (max_bytes.saturating_sub(bytes) / mean + 1).min(CHUNK_MAX_ROWS)
-        };
+        let fits = max_bytes.saturating_sub(bytes).checked_div(mean);
+        let limit = fits.map_or(FIRST_MAX_ROWS, |fits| (fits + 1).min(CHUNK_MAX_ROWS));
         // Two more: one that tells whether its offset has another row, and that one.
         let limit = limit.min(max_rows.saturating_sub(messages.len())).max(1) + 2;
         let key = (

@@ -16,7 +16,13 @@ use weir_nats::message::stamp;
 use weir_nats::placement::Generation;
 use weir_nats::{Author, Epoch, Message, Orders, RoomName, Seq};
 
-use crate::rig::{Rig, STREAM, all_backward, all_forward, author, pairs, room, rooms, unique_id};
+use crate::rig::{
+    Kind, Rig, STREAM, all_backward, all_forward, author, pairs, room, rooms, unique_id,
+};
+
+for_each_archive! {
+    an_authors_rows_are_erased_and_do_not_come_back,
+}
 
 const UNTIL_MS: i64 = 1_000_000;
 
@@ -81,6 +87,80 @@ fn found(path: &Path, texts: &[String]) -> usize {
     let words: HashSet<&[u8]> = bytes.split(|b| !b.is_ascii_hexdigit()).collect();
     let has = |text: &&String| words.contains(&text.as_bytes()[1..25]);
     texts.iter().filter(has).count()
+}
+
+async fn an_authors_rows_are_erased_and_do_not_come_back(kind: Kind) {
+    let rig = Rig::on(kind).await;
+    let archive = rig.archive().await;
+    let rooms = rooms(3);
+    let worker = rig.work(&archive);
+    rig.publish(&rooms, 600).await;
+    let bob = Author {
+        user: "bob".into(),
+        ..author()
+    };
+    for room in &rooms {
+        let headers = stamp(room, &bob, &BTreeMap::new(), &unique_id());
+        let subject = room.stored_subject("rooms");
+        let ack = rig
+            .js
+            .publish_with_headers(subject, headers, "\"b\"".into());
+        ack.await.unwrap().await.unwrap();
+    }
+    rig.publish(&rooms, 3).await;
+    rig.archived(&archive).await;
+    drop(worker);
+    let reader = rig.reader(Some(&archive));
+    let place = rig.place(&rooms[0]);
+    let before = reader.forward(&place, &rooms[0], Seq::ZERO, None, 1_000, 1 << 20);
+    let before = before.await.unwrap().messages;
+    let mut ann = order(What::User("ann".into()), 603);
+    ann.until_ms = i64::MAX;
+    let told = Mutex::new(0);
+    let add = |rows| *told.lock().unwrap() += rows;
+    archive.erase(&ann, add).await.unwrap();
+    assert_eq!(*told.lock().unwrap(), 600);
+    // Done once more it finds nothing, and what was written down stays.
+    archive
+        .erase(&ann, |rows| assert_eq!(rows, 0))
+        .await
+        .unwrap();
+    let record = archive.erasures().await.unwrap();
+    assert_eq!((record[0].erased, record[0].done_ms.is_some()), (600, true));
+
+    let reader = rig.reader(Some(&archive));
+    let check = async || {
+        for room in &rooms {
+            let (found, whole) = all_forward(&reader, &rig.place(room), room, Seq::ZERO, 50).await;
+            assert!(whole && found.len() == 2, "{room}: {found:?}");
+            assert_eq!(&found[0].1[..], b"\"b\"");
+            let counted = archive.count("rooms".into(), room.clone(), (Seq::ZERO, Seq::MAX), 99);
+            assert_eq!(counted.await.unwrap().messages, 2);
+        }
+    };
+    check().await;
+    // Delivered again: nothing of hers is taken.
+    let generation = place.current().clone();
+    let rows = before
+        .iter()
+        .map(|one| (rooms[0].clone(), Message::clone(one)));
+    let again = Batch {
+        generation,
+        ..batch(1, rows.collect())
+    };
+    assert_eq!(archive.append(again).await.unwrap().erased, 200);
+    reader.forget();
+    check().await;
+
+    let channel = rooms[1].channel().to_owned();
+    let mut room = order(What::Room(channel), 606);
+    room.until_ms = i64::MAX;
+    archive.erase(&room, |_| {}).await.unwrap();
+    let counted = async |room: &RoomName| {
+        let counted = archive.count("rooms".into(), room.clone(), (Seq::ZERO, Seq::MAX), 99);
+        counted.await.unwrap().messages
+    };
+    assert_eq!((counted(&rooms[1]).await, counted(&rooms[2]).await), (0, 2));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

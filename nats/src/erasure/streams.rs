@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::client::RequestErrorKind;
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::future::try_join_all;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
@@ -21,7 +21,7 @@ use crate::replay::{Replay, ReplayError, Scanned};
 use crate::subject::{RoomName, unescape};
 
 /// Messages of one page of a scan.
-const PAGE_MAX_MESSAGES: u32 = 500;
+const PAGE_MAX_MESSAGES: u32 = 200;
 /// Messages being erased at a time: each waits for the disk, and holds up the stream's writers.
 const AT_ONCE_MAX: usize = 4;
 /// For one message to be erased.
@@ -119,7 +119,6 @@ impl StreamEraser {
         end: Seq,
         progress: &mut StreamProgress,
     ) -> Result<(), ErasureError> {
-        let begun = Instant::now();
         let filter = match &order.what {
             What::Room(name) => match RoomName::parse(name) {
                 Ok(room) => room.stored_subject(log),
@@ -152,17 +151,16 @@ impl StreamEraser {
             .filter(|one| one.seq <= end && covers(order, log, one))
             .map(|one| one.seq)
             .collect();
-        let erasing = covered.iter().map(|seq| self.erase(stream, *seq));
-        let erasing = futures_util::stream::iter(erasing).buffer_unordered(AT_ONCE_MAX);
-        let erased: Vec<bool> = erasing.try_collect().await?;
-        progress.erased += erased.iter().filter(|erased| **erased).count() as u64;
+        for some in covered.chunks(AT_ONCE_MAX) {
+            let begun = Instant::now();
+            let erased = try_join_all(some.iter().map(|seq| self.erase(stream, *seq))).await?;
+            progress.erased += erased.into_iter().filter(|erased| *erased).count() as u64;
+            tokio::time::sleep(begun.elapsed()).await;
+        }
         if is_over {
             finish(progress, end);
         } else if let Some(newest) = page.last() {
             progress.reached = newest.seq;
-        }
-        if !covered.is_empty() {
-            tokio::time::sleep(begun.elapsed()).await;
         }
         Ok(())
     }

@@ -32,7 +32,6 @@ pub(super) struct Judged {
     pub(super) hours_until_loss: Option<f64>,
 }
 
-#[expect(clippy::cast_precision_loss, reason = "estimates, shown rounded")]
 pub(super) fn judge(
     from: Seq,
     held: &Held,

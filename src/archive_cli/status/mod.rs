@@ -92,7 +92,7 @@ struct Known {
 
 pub(super) async fn run(loaded: &Loaded, arguments: &Arguments) -> Result<ExitCode, Failure> {
     let archive = existing_archive(&loaded.config).await?;
-    let (nats, nats_error) = match Nats::connect(loaded).await {
+    let (nats, nats_error) = match Box::pin(Nats::connect(loaded)).await {
         Ok(nats) => (Some(nats), None),
         Err(error) => (None, Some(error)),
     };
@@ -245,7 +245,7 @@ async fn head(js: &Context, stream: &str) -> Result<Option<Head>, String> {
         bytes: state.bytes,
         oldest_ms: oldest_ms.ok().filter(|_| state.messages > 0),
         oldest_unarchived_ms: None,
-        max_age_seconds: (!config.max_age.is_zero()).then(|| config.max_age.as_secs_f64()),
+        max_age_seconds: (!config.max_age.is_zero()).then_some(config.max_age.as_secs_f64()),
         max_bytes: limit(config.max_bytes),
         max_messages: limit(config.max_messages),
     }))

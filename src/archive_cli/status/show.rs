@@ -109,7 +109,6 @@ fn ranges(ranges: &[(u64, u64)], none: &str) -> String {
     format!("{}{more}", shown.join(", "))
 }
 
-#[expect(clippy::cast_precision_loss, reason = "shown rounded")]
 fn bytes_text(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["bytes", "KiB", "MiB", "GiB"] {

@@ -1,6 +1,11 @@
 //! A backlog of many rooms reaches the archive whole, however often its worker is killed and the
 //! cluster goes away.
 
+#![allow(
+    clippy::print_stderr,
+    reason = "figures and seeds are for whoever reads the run"
+)]
+
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

@@ -1,6 +1,11 @@
 //! Three nodes that keep three copies: one that is frozen or killed is nobody's business; without
 //! two of them the newest messages are still read, and everything heals alone.
 
+#![allow(
+    clippy::print_stderr,
+    reason = "figures and seeds are for whoever reads the run"
+)]
+
 use std::time::{Duration, Instant};
 
 use weir_history::{Archive, ReadError};

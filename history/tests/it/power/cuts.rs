@@ -61,12 +61,14 @@ fn cut_and_count(synchronous: Synchronous, enough: impl Fn(&Tally) -> bool) -> O
                 sleep(AFTER_MS);
             }
         }
+        let said = process.said();
         switch.press();
         if synchronous == Synchronous::Full {
-            // It lives on for as long as it can: an append that is said to be durable now is a lie.
+            // It lives on for as long as it can, and finds out.
             process.until_refused();
         }
-        let said = process.kill();
+        let errors = process.kill().errors;
+        let said = Said { errors, ..said };
         disk.start(cut);
         count(&mut tally, &mut durable, &said, &archived::read(&file));
     }

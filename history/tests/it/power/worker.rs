@@ -83,8 +83,10 @@ async fn the_worker_loses_and_doubles_nothing_over_power_cuts() {
             process.until_held_beyond(STREAM, durable.end());
             // No condition to wait for: the point is that it may be anywhere.
             std::thread::sleep(Duration::from_millis(below(CUT_WITHIN_MS)));
+            // Before the cut: see [`Process::said`].
+            let said = process.said();
             switch.press();
-            let said = process.kill();
+            process.kill();
             disk.start(cut);
             said
         });
