@@ -625,4 +625,50 @@ mod tests {
         assert!(room.leave(first).is_none());
         assert_eq!(room.member_count(), 1);
     }
+
+    fn past(seqs: &[u64], after: u64, up_to: u64) -> Past {
+        Past {
+            entries: seqs.iter().copied().map(entry).collect(),
+            after: Seq::new(after),
+            up_to: Seq::new(up_to),
+        }
+    }
+
+    fn since(room: &Room<Sink>, seq: u64) -> Option<Vec<u64>> {
+        let entries = room.since(Seq::new(seq))?;
+        Some(entries.map(|entry| entry.seq.get()).collect())
+    }
+
+    #[test]
+    fn a_past_is_put_before_what_came_meanwhile() {
+        let mut room = room(10, 5);
+        assert_eq!((room.floor(), room.ring_space()), (Seq::new(10), 5));
+        room.append(entry(12), push);
+        assert_eq!(since(&room, 9), None);
+        room.fill(past(&[4, 7, 10], 2, 10));
+        assert_eq!(since(&room, 2), Some(vec![4, 7, 10, 12]));
+        assert_eq!(since(&room, 7), Some(vec![10, 12]));
+        assert_eq!(since(&room, 1), None);
+        assert_eq!((room.ring_bytes(), room.ring_space()), (6, 1));
+        // The oldest go first, also of what was put before.
+        room.append(entry(13), push);
+        room.append(entry(14), push);
+        assert_eq!(since(&room, 2), None);
+        assert_eq!(since(&room, 4), Some(vec![7, 10, 12, 13, 14]));
+    }
+
+    #[test]
+    fn a_past_that_does_not_reach_the_ring_proves_nothing() {
+        // Something was lost between, or the ring gave up its oldest, since it was read.
+        let mut room = room(10, 5);
+        room.lose_to(Seq::new(20));
+        room.fill(past(&[4, 7, 10], 2, 10));
+        assert_eq!(since(&room, 7), None);
+        assert_eq!(since(&room, 20), Some(vec![]));
+        room.fill(past(&[], 30, 20));
+        assert_eq!(room.floor(), Seq::new(20));
+        // An empty past is one, too.
+        room.fill(past(&[], 0, 20));
+        assert_eq!(since(&room, 0), Some(vec![]));
+    }
 }

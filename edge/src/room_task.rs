@@ -504,7 +504,11 @@ impl RoomTask {
                     tracing::trace!(room = %self.name, "the joiner left meanwhile");
                 }
             }
-            Command::Past(past) => room.fill(past),
+            Command::Past(past) => {
+                room.fill(past);
+                // An order may have come while it was read.
+                self.forget_erased(room);
+            }
             Command::Turn { id, reply } => {
                 let turn = room.turn(id, |link, frame| link.push(frame));
                 if reply.send(turn).is_err() {
@@ -548,13 +552,7 @@ impl RoomTask {
                 }
             }
             Command::Forget { done } => {
-                let matcher = self.shared.orders.matcher();
-                if let Some(place) = &self.place {
-                    room.forget(|entry| {
-                        let at = (entry.seq, entry.time_ms);
-                        matcher.may_be_erased(&place.log, &self.name, at, entry.author)
-                    });
-                }
+                self.forget_erased(room);
                 drop(done);
             }
             Command::Moved => {
@@ -564,6 +562,16 @@ impl RoomTask {
             }
         }
         Ok(())
+    }
+
+    fn forget_erased(&self, room: &mut Room<Arc<Link>>) {
+        let matcher = self.shared.orders.matcher();
+        if let Some(place) = &self.place {
+            room.forget(|entry| {
+                let at = (entry.seq, entry.time_ms);
+                matcher.may_be_erased(&place.log, &self.name, at, entry.author)
+            });
+        }
     }
 
     /// The verdict as far as the ring and the stream's last sequence go.
