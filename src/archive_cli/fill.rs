@@ -119,10 +119,10 @@ impl Fill {
         for (_, batch) in self.waiting.drain() {
             let appended = append(&self.target, &batch).await?;
             self.new_rows += appended.rows;
-            // Nothing is written over another message, and nothing is dropped: Cassandra has a row for both.
-            if appended.conflicts.is_empty() || matches!(self.target, Archive::Cassandra(_)) {
+            if appended.conflicts.is_empty() {
                 continue;
             }
+            // Nothing is written over another message, and nothing is dropped.
             self.conflicts += appended.conflicts.len() as u64;
             let refused = batch.rows.iter().filter_map(|(room, message)| {
                 let reason = "another message of this stream is archived at its offset";
