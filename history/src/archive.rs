@@ -424,6 +424,18 @@ impl Archive {
         }
     }
 
+    /// Up to which offset any room of a log has lost rows by age; zero if none. Another archive that gets the rows may
+    /// claim to hold a log whole only above it.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn any_expired_to(&self, log: String) -> Result<Seq, ArchiveError> {
+        match self {
+            Self::Sqlite(sqlite) => read(sqlite, move |sqlite| sqlite.any_expired_to(&log)).await,
+            Self::Cassandra(_) => Ok(Seq::ZERO),
+        }
+    }
+
     /// The offset under which a message id was archived in a room.
     ///
     /// # Errors

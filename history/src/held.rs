@@ -77,6 +77,12 @@ impl Held {
         holes
     }
 
+    /// What is held above `seq`.
+    #[must_use]
+    pub fn above(&self, seq: Seq) -> Self {
+        self.minus(&Self::from_ranges([(0, seq.get())]))
+    }
+
     /// What is held here and not there.
     #[must_use]
     pub fn minus(&self, other: &Self) -> Self {
@@ -154,6 +160,8 @@ mod tests {
         );
         assert_eq!(minus(&[(1, 4), (31, 50)]), held.0);
         assert_eq!(minus(&[(30, 50)]), [(5, 9), (12, 12), (20, 29)]);
+        assert_eq!(held.above(Seq::new(7)).0, [(8, 9), (12, 12), (20, 30)]);
+        assert_eq!(held.above(Seq::ZERO), held);
     }
 
     #[test]

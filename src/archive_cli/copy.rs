@@ -202,8 +202,16 @@ impl Copy {
         fill.write().await?;
         // Given while rows were on their way.
         self.copy_erasures(&fill).await?;
-        for (stream, ranges) in &way.held {
-            fill.held(stream, Held::from_ranges(ranges.clone())).await?;
+        for stream in patiently(async || self.source.streams().await).await? {
+            let name = &stream.generation.stream;
+            let Some(ranges) = way.held.get(name) else {
+                continue;
+            };
+            // Where rows have left by age, a recovery across them must not be called whole there either.
+            let log = stream.log;
+            let expired = patiently(async || self.source.any_expired_to(log.clone()).await).await?;
+            let held = Held::from_ranges(ranges.clone()).above(expired);
+            fill.held(name, held).await?;
         }
         self.conflicts += fill.conflicts;
         self.state = State {

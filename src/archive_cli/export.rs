@@ -232,9 +232,13 @@ impl Export {
                 self.quarantined(&streams, done.last_quarantined).await?;
             }
             for stream in streams.iter().skip(done.held) {
+                // Where rows have left by age, a recovery across them must not be called whole elsewhere either.
+                let log = stream.log.clone();
+                let expired = patiently(async || self.archive.any_expired_to(log.clone()).await);
+                let held = Held::from_ranges(stream.held.clone()).above(expired.await?);
                 self.put(&Line::Held(HeldLine {
                     stream: stream.name.clone(),
-                    ranges: stream.held.clone(),
+                    ranges: held.ranges().to_vec(),
                 }))?;
             }
         }

@@ -32,6 +32,19 @@ impl Sqlite {
             .map_err(|error| self.explain(&error))
     }
 
+    /// Up to which offset rooms of a log have lost rows by age, over all of them.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn any_expired_to(&self, log: &str) -> Result<Seq, ArchiveError> {
+        let highest = self.reader().query_row(
+            "SELECT coalesce(max(expired_to), 0) FROM rooms WHERE log = ?1",
+            [log],
+            |row| row.get(0),
+        );
+        highest.map(to_seq).map_err(|error| self.explain(&error))
+    }
+
     /// False if no room has lost rows by age.
     #[must_use]
     pub fn has_expired(&self) -> bool {

@@ -429,5 +429,9 @@ async fn what_left_by_age_is_missed_and_nothing_else() {
         archive.expired_to("rooms".into(), old).await.unwrap(),
         expired
     );
+    let any = archive.any_expired_to("rooms".into()).await.unwrap();
+    assert!(any > Seq::ZERO, "a copy must not claim what has left");
+    let other = archive.any_expired_to("other".into()).await.unwrap();
+    assert_eq!(other, Seq::ZERO);
     assert!(!expired.is_zero() && expired < first);
 }
