@@ -287,6 +287,17 @@ impl Rig {
     }
 
     pub(crate) fn work(&self, archive: &Archive) -> Running {
+        self.start(archive, |worker| worker)
+    }
+
+    /// The same, for one of several workers.
+    pub(crate) fn work_among(&self, archive: &Archive) -> Running {
+        self.start(archive, |worker| {
+            worker.among_others(self.links.live.clone())
+        })
+    }
+
+    fn start(&self, archive: &Archive, with: impl FnOnce(Worker) -> Worker) -> Running {
         let metrics = Arc::<WorkerMetrics>::default();
         let worker = Worker::new(
             archive.clone(),
@@ -297,7 +308,7 @@ impl Rig {
             Arc::clone(&metrics),
         );
         let stop = CancellationToken::new();
-        let run = tokio::spawn(worker.run(TaskTracker::new(), stop.clone()));
+        let run = tokio::spawn(with(worker).run(TaskTracker::new(), stop.clone()));
         Running {
             tasks: vec![run],
             stop,

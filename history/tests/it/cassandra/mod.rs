@@ -3,6 +3,7 @@
 
 mod backlog;
 mod ring;
+mod workers;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
