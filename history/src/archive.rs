@@ -187,6 +187,15 @@ impl Archive {
         }
     }
 
+    /// Why it is not connected.
+    #[must_use]
+    pub fn trouble(&self) -> String {
+        match self {
+            Self::Sqlite(_) => String::new(),
+            Self::Cassandra(cassandra) => cassandra.trouble(),
+        }
+    }
+
     /// Waits until it has answered.
     pub async fn connected(&self) {
         if let Self::Cassandra(cassandra) = self {

@@ -166,7 +166,11 @@ async fn any_archive(config: &Config) -> Result<Archive, Failure> {
             return Ok(());
         }
         Err(ArchiveError {
-            reason: format!("{} does not answer", archive.about().place),
+            reason: format!(
+                "{} is not there: {}",
+                archive.about().place,
+                archive.trouble()
+            ),
             temporary: true,
         })
     })

@@ -101,6 +101,8 @@ impl fmt::Debug for Password {
 pub struct Cassandra {
     config: CassandraConfig,
     link: watch::Sender<Option<Arc<Link>>>,
+    /// Why there is no link yet.
+    trouble: Mutex<String>,
     /// What became durable through here, and what others say.
     held: watch::Sender<HeldByStream>,
     /// How often `held` was changed by a write of this process.
@@ -133,6 +135,7 @@ impl Cassandra {
         let cassandra = Arc::new(Self {
             config,
             link: watch::Sender::new(None),
+            trouble: Mutex::new("it was not asked yet".to_owned()),
             held: watch::Sender::new(HeldByStream::new()),
             held_version: AtomicU64::new(0),
             writer: Mutex::default(),
@@ -207,10 +210,7 @@ impl Cassandra {
     /// Temporary, while the cluster has never answered.
     fn link(&self) -> Result<Arc<Link>, ArchiveError> {
         self.link.borrow().clone().ok_or_else(|| ArchiveError {
-            reason: format!(
-                "Cassandra at {} has not answered yet",
-                self.config.nodes.join(", ")
-            ),
+            reason: format!("not there yet: {}", lock(&self.trouble)),
             temporary: true,
         })
     }
@@ -219,6 +219,12 @@ impl Cassandra {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.link.borrow().is_some()
+    }
+
+    /// Why it is not connected, or was not until it was.
+    #[must_use]
+    pub fn trouble(&self) -> String {
+        lock(&self.trouble).clone()
     }
 
     /// Waits until the cluster has answered.
@@ -321,6 +327,7 @@ async fn follow(
                 let connected = cassandra.connect().await.map(drop);
                 if let Err(error) = &connected {
                     tracing::debug!(%error, "the archive is not there yet");
+                    lock(&cassandra.trouble).clone_from(&error.reason);
                 }
                 if let Some(first) = first.take()
                     && first.send(connected).is_err()

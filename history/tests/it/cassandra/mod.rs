@@ -3,6 +3,7 @@
 
 mod backlog;
 mod ring;
+mod secure;
 mod workers;
 
 use std::collections::BTreeMap;
