@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
 # Measures a release build of Weir on this machine and prints one line a figure; docs/performance.md says what they mean.
 # Every load is bounded in number and time: about five minutes in all. BENCH_QUICK=1 is about one, to see that it works.
-# BENCH_ONLY="fanout publish idle storm archive" picks some. Exits 1 when a load lost something or could not run.
+# BENCH_ONLY="fanout publish idle storm archive cassandra" picks some. Exits 1 when a load lost something or could not run.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 target=${CARGO_TARGET_DIR:-target}
-only=${BENCH_ONLY:-fanout publish idle storm archive}
+only=${BENCH_ONLY:-fanout publish idle storm archive cassandra}
 weir=$target/release/weir
 load=$target/bench/release/loadgen
 floor=$target/bench/release/floor
 
 if [ -n "${BENCH_QUICK:-}" ]; then
-  rounds=1 fanout_s=3 publish_s=3 idle_conns=1000 idle_s=4 storm_conns=500 rows=20000
+  rounds=1 fanout_s=3 publish_s=3 idle_conns=1000 idle_s=4 storm_conns=500 rows=20000 deep_rows=100000
 else
-  rounds=5 fanout_s=6 publish_s=8 idle_conns=10000 idle_s=20 storm_conns=2000 rows=100000
+  rounds=5 fanout_s=6 publish_s=8 idle_conns=10000 idle_s=20 storm_conns=2000 rows=100000 deep_rows=1000000
 fi
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/weir-bench.XXXXXX")
@@ -233,6 +233,36 @@ archive() {
   stop_servers
 }
 
+# Both archives without NATS: rows, pages, bytes on the disk, beside the bare driver. Needs Java; see scripts/cassandra.sh.
+cassandra() {
+  local bench=$target/release/examples/archive_bench node=$work/cassandra script pid out
+  cargo build --release --locked -p weir-history --example archive_bench || { fail "archive_bench does not build"; return; }
+  if ! out=$("$bench" sqlite "$work/bench.db" "$deep_rows"); then fail "the archive in SQLite"; return; fi
+  while read -r text; do line "archive" "$text"; done <<<"$out"
+  line "archive" "sqlite $(($(du -cb "$work"/bench.db* | awk 'END { print $1 }') / deep_rows)) bytes a message on the disk"
+  local port jmx
+  port=$(free_port) jmx=$(free_port)
+  mkdir -p "$node"
+  exec 8> >(exec scripts/cassandra.sh --throwaway --until-eof --heap 1G --data "$node" --port "$port" \
+    --storage-port "$(free_port)" --jmx-port "$jmx" >"$work/cassandra.log" 2>&1)
+  script=$!
+  while [ ! -e "$node/node1/ready" ] && kill -0 "$script" 2>/dev/null; do sleep 0.2; done
+  if [ -e "$node/node1/ready" ]; then
+    pid=$(cat "$node/node1/pid")
+    if out=$("$bench" cassandra "127.0.0.1:$port" "$deep_rows" "$pid"); then
+      while read -r text; do line "archive" "$text"; done <<<"$out"
+      JMX_PORT=$jmx scripts/cassandra.sh nodetool flush bench >>"$work/cassandra.log" 2>&1
+      line "archive" "cassandra $(($(du -cb "$node"/node1/data/data/bench "$node"/node1/data/bench 2>/dev/null | awk 'END { print $1 }') / deep_rows)) bytes a message on the disk, indexes included"
+    else
+      fail "the archive in Cassandra; its log ends: $(tail -3 "$work/cassandra.log")"
+    fi
+  else
+    fail "Cassandra did not start: $(tail -3 "$work/cassandra.log")"
+  fi
+  exec 8>&-
+  wait "$script" 2>/dev/null
+}
+
 ulimit -n "$(ulimit -Hn)" || echo "bench: ulimit -n stays $(ulimit -n)" >&2
 cargo build --release --locked --manifest-path bench/Cargo.toml --target-dir "$target/bench" || exit 1
 [ -x "$weir" ] || { echo "bench: no $weir; run make bench" >&2; exit 1; }
@@ -244,7 +274,7 @@ line "versions" "$("$weir" --version), $("$WEIR_NATS_SERVER" --version), $(rustc
 line "load before" "$(cut -d' ' -f1-3 /proc/loadavg)"
 for one in $only; do
   case $one in
-    fanout | publish | idle | storm | archive) "$one" ;;
+    fanout | publish | idle | storm | archive | cassandra) "$one" ;;
     *) fail "BENCH_ONLY: no such load: $one" ;;
   esac
 done
