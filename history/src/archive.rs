@@ -187,6 +187,15 @@ impl Archive {
         }
     }
 
+    /// False if it did not answer for a while, so that another process may do better.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        match self {
+            Self::Sqlite(_) => true,
+            Self::Cassandra(cassandra) => cassandra.is_well(),
+        }
+    }
+
     /// Why it is not connected.
     #[must_use]
     pub fn trouble(&self) -> String {

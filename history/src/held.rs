@@ -77,6 +77,14 @@ impl Held {
         holes
     }
 
+    /// What is held, but for some sequences.
+    #[must_use]
+    pub fn without(&self, seqs: &[Seq]) -> Self {
+        self.minus(&Self::from_ranges(
+            seqs.iter().map(|seq| (seq.get(), seq.get())),
+        ))
+    }
+
     /// What is held above `seq`.
     #[must_use]
     pub fn above(&self, seq: Seq) -> Self {

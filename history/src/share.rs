@@ -31,13 +31,15 @@ pub struct Share {
 }
 
 impl Share {
-    /// Joins the workers of an archive; leaves them at `stop`.
+    /// Joins the workers of an archive; leaves them at `stop`, and while `is_well` says false, so that
+    /// one that cannot archive leaves its streams to the others.
     ///
     /// # Errors
     /// When the subscription cannot be made.
     pub async fn join(
         client: Client,
         archive: &str,
+        is_well: Box<dyn Fn() -> bool + Send + Sync>,
         stop: CancellationToken,
     ) -> Result<Self, async_nats::SubscribeError> {
         let own = data_encoding::HEXLOWER.encode(&random::<8>());
@@ -45,7 +47,13 @@ impl Share {
         let heard = client.subscribe(subject.clone()).await?;
         // Whoever else lives is heard before this one takes anything from it.
         let (living, receiver) = watch::channel(Vec::new());
-        tokio::spawn(keep(client, subject, own.clone(), heard, living, stop));
+        let announcing = Announcing {
+            client,
+            subject,
+            own: own.clone(),
+            is_well,
+        };
+        tokio::spawn(keep(announcing, heard, living, stop));
         Ok(Self {
             own,
             living: receiver,
@@ -68,10 +76,25 @@ impl Share {
     }
 }
 
-async fn keep(
+/// What a worker says of itself.
+struct Announcing {
     client: Client,
     subject: String,
     own: String,
+    is_well: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl Announcing {
+    async fn say(&self, word: &str) {
+        let text = format!("{word} {}", self.own).into();
+        if let Err(error) = self.client.publish(self.subject.clone(), text).await {
+            tracing::debug!(%error, "worker not announced");
+        }
+    }
+}
+
+async fn keep(
+    announcing: Announcing,
     mut heard: async_nats::Subscriber,
     living: watch::Sender<Vec<String>>,
     stop: CancellationToken,
@@ -80,21 +103,17 @@ async fn keep(
     let mut last_heard: BTreeMap<String, Instant> = BTreeMap::new();
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let say = async |word: &str| {
-        if let Err(error) = client
-            .publish(subject.clone(), format!("{word} {own}").into())
-            .await
-        {
-            tracing::debug!(%error, "worker not announced");
-        }
-    };
+    let own = announcing.own.clone();
     loop {
         tokio::select! {
             () = stop.cancelled() => {
-                say("gone").await;
+                announcing.say("gone").await;
                 return;
             }
-            _ = tick.tick() => say("here").await,
+            _ = tick.tick() => {
+                let word = if (announcing.is_well)() { "here" } else { "gone" };
+                announcing.say(word).await;
+            }
             message = heard.next() => {
                 let Some(message) = message else {
                     return;

@@ -11,15 +11,17 @@ use std::time::{Duration, Instant};
 
 use async_nats::Client;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_nats::ambient::random;
-use weir_nats::guard::Guard;
+use weir_nats::guard::{self, Finding, Guard, Known};
+use weir_nats::message::{header, last};
 use weir_nats::placement::{Generation, Slot};
-use weir_nats::replay::{Replay, Scanned, StreamState};
-use weir_nats::{Placements, Seq};
+use weir_nats::replay::{Replay, ReplayError, Scanned, StreamState};
+use weir_nats::{Placements, RoomName, Seq};
 
-use crate::archive::{Archive, Batch, Quarantined, headers_text};
+use crate::archive::{Archive, Batch, PageQuery, Quarantined, headers_text};
 use crate::held::{Held, proven};
 use crate::share::Share;
 use crate::worker_metrics::{Batched, Followed, WorkerMetrics};
@@ -34,6 +36,8 @@ const BATCH_MAX_BYTES: usize = 8 << 20;
 const IDLE_PAUSE: Duration = Duration::from_millis(250);
 /// After a wake-up, so that messages of the same moment share a transaction.
 const GATHER: Duration = Duration::from_millis(50);
+/// Between looks at whether everything is followed that should be.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
@@ -85,10 +89,12 @@ impl Worker {
     pub async fn run(self, tasks: TaskTracker, stop: CancellationToken) {
         let worker = Arc::new(self);
         let mut changes = worker.placements.changes();
-        let Some(mut share) = worker.join(&stop).await else {
-            return;
-        };
-        let mut running: HashMap<String, CancellationToken> = HashMap::new();
+        // A file has one process.
+        let is_shared = worker.among.is_some() && matches!(worker.archive, Archive::Cassandra(_));
+        // Until the archive says which one it is, every stream is looked after, for its figures.
+        let mut share: Option<Share> = None;
+        let mut running: HashMap<String, (CancellationToken, JoinHandle<()>)> = HashMap::new();
+        let mut look_again = tokio::time::interval(LOOK_AGAIN);
         loop {
             let mut placed = HashMap::new();
             for slot in worker.placements.slots() {
@@ -103,50 +109,49 @@ impl Worker {
                     );
                 }
             }
-            running.retain(|stream, own| {
+            running.retain(|stream, (own, task)| {
                 let stays = placed.contains_key(stream);
                 if !stays {
                     own.cancel();
                 }
-                stays
+                // One that ended and is still placed begins again.
+                stays && !task.is_finished()
             });
             for (stream, (slot, generation)) in placed {
                 running.entry(stream).or_insert_with(|| {
                     let own = stop.child_token();
-                    tasks.spawn(Arc::clone(&worker).follow(slot, generation, own.clone()));
-                    own
+                    let follow = Arc::clone(&worker).follow(slot, generation, own.clone());
+                    (own, tasks.spawn(follow))
                 });
             }
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = changes.changed() => if changed.is_err() { return },
+                joined = worker.join(&stop), if is_shared && share.is_none() => share = Some(joined),
                 () = async {
                     match &mut share {
                         Some(share) => share.changed().await,
                         None => std::future::pending().await,
                     }
                 } => {}
+                _ = look_again.tick() => {}
             }
         }
     }
 
-    /// Finds the other workers of the archive, as soon as it says which one it is. `None`: stopped.
-    async fn join(&self, stop: &CancellationToken) -> Option<Option<Share>> {
-        // A file has one process.
-        let (Some(client), Archive::Cassandra(_)) = (&self.among, &self.archive) else {
-            return Some(None);
-        };
+    /// Finds the other workers of the archive, as soon as it says which one it is.
+    async fn join(&self, stop: &CancellationToken) -> Share {
         loop {
-            if let Some(archive) = self.archive.id() {
-                match Share::join(client.clone(), &archive, stop.clone()).await {
-                    Ok(share) => return Some(Some(share)),
+            self.archive.connected().await;
+            if let (Some(client), Some(id)) = (&self.among, self.archive.id()) {
+                let archive = self.archive.clone();
+                let is_well = Box::new(move || archive.is_well());
+                match Share::join(client.clone(), &id, is_well, stop.clone()).await {
+                    Ok(share) => return share,
                     Err(error) => tracing::warn!(%error, "other workers are not heard yet"),
                 }
             }
-            tokio::select! {
-                () = stop.cancelled() => return None,
-                () = tokio::time::sleep(RETRY_FIRST) => {}
-            }
+            tokio::time::sleep(RETRY_FIRST).await;
         }
     }
 
@@ -155,11 +160,16 @@ impl Worker {
         let mut gate = self.guard.gate();
         let followed = self.metrics.follow(&generation.stream);
         let mut pause = RETRY_FIRST;
+        let mut is_compared = false;
         loop {
             let step = async {
                 // A stream that went back in time must not be archived before it was compared.
                 if gate.wait_for(|open| *open).await.is_err() {
                     return Ok(Step::Ended);
+                }
+                if !is_compared && self.archive.is_connected() {
+                    self.compare(&generation).await?;
+                    is_compared = true;
                 }
                 self.step(&slot, &generation, &gate, &followed).await
             };
@@ -210,9 +220,6 @@ impl Worker {
     ) -> Result<Step, String> {
         let stream = &generation.stream;
         let text = |error: &dyn std::fmt::Display| error.to_string();
-        if !self.archive.is_connected() {
-            return Err("the archive has not answered yet".to_owned());
-        }
         let held_end = self
             .archive
             .held()
@@ -222,6 +229,12 @@ impl Worker {
             .max(generation.from.just_before());
         let before = self.replay.state(stream).await.map_err(|e| text(&e))?;
         followed.looked(&before, held_end);
+        if !self.archive.is_connected() {
+            return Err(format!(
+                "the archive is not there: {}",
+                self.archive.trouble()
+            ));
+        }
         if before.last <= held_end {
             return Ok(self.drained(slot, generation).await);
         }
@@ -234,20 +247,112 @@ impl Worker {
             return Ok(Step::Nothing);
         }
         let is_whole = page.last().is_none_or(|one| one.seq >= before.last);
+        if page.is_empty() {
+            // Nothing is claimed because a replica that lags had nothing.
+            let filter = format!("log.{}.>", slot.log);
+            let leader = self.replay.leader_has_after(stream, &filter, held_end);
+            if leader
+                .await
+                .map_err(|e| text(&e))?
+                .is_some_and(|seq| seq <= before.last)
+            {
+                return Ok(Step::Nothing);
+            }
+        }
         let batch = make_batch(slot, generation, held_end, page, &before, &after);
+        let rooms: Vec<(Seq, RoomName)> = batch
+            .rows
+            .iter()
+            .map(|(room, message)| (message.seq, room.clone()))
+            .collect();
         let has_rows = !batch.rows.is_empty() || !batch.refused.is_empty();
         let start = Instant::now();
         let appended = self.archive.append(batch).await.map_err(|e| text(&e))?;
         followed.wrote(batched, &appended, start.elapsed());
         if !appended.conflicts.is_empty() {
             tracing::error!(%stream, offsets = ?appended.conflicts, "other messages were archived at these offsets");
-            self.guard.suspect(stream);
+            let first = appended.conflicts.iter().min().copied().unwrap_or_default();
+            match rooms.iter().find(|(seq, _)| *seq == first) {
+                Some((_, room)) => self.contradict(slot, stream, first, room).await?,
+                None => self.guard.suspect(stream),
+            }
         }
         Ok(match (has_rows, is_whole) {
             (false, _) => Step::Nothing,
             (true, true) => Step::WroteAll,
             (true, false) => Step::WroteSome,
         })
+    }
+
+    /// Compares a stream with the newest message that the archive knows of it, whose id and place the
+    /// guard may never have heard of: the archive may have answered only now.
+    async fn compare(&self, generation: &Generation) -> Result<(), String> {
+        let stream = &generation.stream;
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let all = self.archive.known().await.map_err(|e| text(&e))?;
+        let Some((_, known)) = all.into_iter().find(|(name, _)| name == stream) else {
+            return Ok(());
+        };
+        let state = match self.replay.state(stream).await {
+            Ok(state) => state,
+            Err(ReplayError::NoStream(_)) => return Ok(()),
+            Err(error) => return Err(text(&error)),
+        };
+        let at_known = if known.seq.is_zero() || state.last < known.seq {
+            None
+        } else {
+            let page = self
+                .replay
+                .scan(stream, ">", known.seq.just_before(), 1)
+                .await;
+            let page = page.map_err(|e| text(&e))?;
+            let found = page.into_iter().next().filter(|one| one.seq == known.seq);
+            found.map(|one| {
+                last(&one.headers, header::MSG_ID)
+                    .unwrap_or_default()
+                    .to_owned()
+            })
+        };
+        if guard::compare(&known, &state, at_known.as_deref()) == Finding::Sound {
+            self.guard.saw(stream, &known);
+        } else {
+            self.guard.contradict(stream, known);
+        }
+        Ok(())
+    }
+
+    /// Tells the guard which message the archive has where the stream has another.
+    async fn contradict(
+        &self,
+        slot: &Slot,
+        stream: &str,
+        at: Seq,
+        room: &RoomName,
+    ) -> Result<(), String> {
+        let query = PageQuery {
+            log: slot.log.clone(),
+            room: room.clone(),
+            after: at.just_before(),
+            up_to: at,
+            reverse: false,
+            max_messages: 1,
+            max_bytes: u32::MAX,
+        };
+        let rows = self.archive.page(query).await;
+        let rows = rows.map_err(|error| error.to_string())?;
+        match rows.messages.first() {
+            Some(archived) => self.guard.contradict(
+                stream,
+                Known {
+                    created: String::new(),
+                    seq: at,
+                    id: archived.id.clone(),
+                    time_ms: archived.time_ms,
+                },
+            ),
+            None => self.guard.suspect(stream),
+        }
+        Ok(())
     }
 
     /// Reads on from `after`: to the end, or as much as a batch may have.
@@ -274,6 +379,21 @@ impl Worker {
         Ok(page)
     }
 
+    /// True if the archive, asked now and not remembered, holds all that a stream still has.
+    async fn holds_all_of(&self, generation: &Generation) -> Result<bool, String> {
+        let stream = &generation.stream;
+        let held = self.archive.held_now().await;
+        let held = held.map_err(|error| error.to_string())?;
+        let state = match self.replay.state(stream).await {
+            Ok(state) => state,
+            Err(ReplayError::NoStream(_)) => return Ok(true),
+            Err(error) => return Err(error.to_string()),
+        };
+        let after = state.first.just_before().max(generation.from.just_before());
+        let covers = |held: &Held| held.covers(after, state.last);
+        Ok(after >= state.last || held.get(stream).is_some_and(covers))
+    }
+
     /// Everything is archived. An old generation is then taken off the placement.
     async fn drained(&self, slot: &Slot, generation: &Generation) -> Step {
         let now = self.placements.slot(&slot.log, slot.index);
@@ -284,6 +404,14 @@ impl Worker {
         });
         if is_current {
             return Step::Nothing;
+        }
+        match self.holds_all_of(generation).await {
+            Ok(true) => {}
+            Ok(false) => return Step::Nothing,
+            Err(error) => {
+                tracing::debug!(stream = %generation.stream, error, "old generation not retired yet");
+                return Step::Nothing;
+            }
         }
         match self.guard.retire(&slot.log, &generation.stream).await {
             Ok(false) => Step::Nothing,

@@ -8,8 +8,9 @@ mod fence;
 mod known;
 mod record;
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
@@ -77,6 +78,8 @@ struct Inner {
     logs: Vec<LogConfig>,
     placements: Placements,
     known: Knowledge,
+    /// What archives say of streams and the streams contradict.
+    claims: Mutex<HashMap<String, Known>>,
     orders: Orders,
     gate: watch::Sender<bool>,
     /// The connection on which everything was compared last.
@@ -109,6 +112,7 @@ impl Guard {
             logs,
             placements,
             known: Knowledge::new(seeds),
+            claims: Mutex::default(),
             orders,
             gate: watch::Sender::new(false),
             compared_on: AtomicU64::new(NEVER),
@@ -161,6 +165,20 @@ impl Guard {
     #[must_use]
     pub fn highest(&self, stream: &str) -> Seq {
         self.0.known.highest(stream)
+    }
+
+    /// An archive has another message at a sequence than the stream, or one above its end, so the
+    /// stream went back in time. It is compared with just that, now.
+    pub fn contradict(&self, stream: &str, archived: Known) {
+        let claims = &self.0.claims;
+        let mut claims = claims.lock().unwrap_or_else(PoisonError::into_inner);
+        // The lowest says the most about what has to move.
+        let is_lower = |there: &Known| archived.seq < there.seq;
+        if claims.get(stream).is_none_or(is_lower) {
+            claims.insert(stream.to_owned(), archived);
+        }
+        drop(claims);
+        self.suspect(stream);
     }
 
     /// Closes the gate and asks for a comparison now.

@@ -25,6 +25,8 @@ const SCAN_MAX_MESSAGES: u32 = 1_000;
 const BATCH_MAX_BYTES: u32 = 1 << 20;
 /// Subjects of one multi-last request (the server refuses more than 1,024).
 const SUBJECTS_MAX: usize = 1_000;
+/// JetStream's error of a message that is not there.
+const NO_MESSAGE: u64 = 10_037;
 /// Without a reply for this long a read has failed, unless the connection says otherwise.
 const REPLY_WITHIN: Duration = Duration::from_secs(2);
 /// Probes for where a backward page starts.
@@ -524,6 +526,39 @@ impl Replay {
             })
         });
         scanned.collect()
+    }
+
+    /// The first sequence after `after` under a subject filter, as the stream's leader has it: a
+    /// replica that lags may have said that there is none.
+    ///
+    /// # Errors
+    /// When the leader does not answer.
+    pub async fn leader_has_after(
+        &self,
+        stream: &str,
+        filter: &str,
+        after: Seq,
+    ) -> Result<Option<Seq>, ReplayError> {
+        let query = json!({ "seq": after.read_from(), "next_by_subj": filter }).to_string();
+        let subject = format!("$JS.API.STREAM.MSG.GET.{stream}");
+        let reply = self.client.request(subject, query.into()).await;
+        let malformed = || ReplayError::Malformed(stream.to_owned());
+        let reply = reply.map_err(|_| ReplayError::TimedOut(stream.to_owned()))?;
+        let answer: serde_json::Value =
+            serde_json::from_slice(&reply.payload).map_err(|_| malformed())?;
+        if let Some(code) = answer.pointer("/error/err_code") {
+            return match code.as_u64() {
+                Some(NO_MESSAGE) => Ok(None),
+                _ => Err(ReplayError::Refused {
+                    stream: stream.to_owned(),
+                    reason: answer["error"]["description"].to_string(),
+                }),
+            };
+        }
+        let seq = answer
+            .pointer("/message/seq")
+            .and_then(serde_json::Value::as_u64);
+        seq.map(|seq| Some(Seq::new(seq))).ok_or_else(malformed)
     }
 
     /// One batch, and how many messages follow it.

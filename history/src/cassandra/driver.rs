@@ -107,7 +107,34 @@ impl Driver {
                 temporary,
             }
         })?;
-        Ok(Self { session })
+        let driver = Self { session };
+        if config.datacenter.is_none() {
+            driver.has_one_datacenter().await?;
+        }
+        Ok(driver)
+    }
+
+    /// `LOCAL_QUORUM` is of the data centre of whichever node is asked: with several, what was written
+    /// in one need not be there yet for who reads in another.
+    async fn has_one_datacenter(&self) -> Result<(), ArchiveError> {
+        let mut all: Vec<(Option<String>,)> = Vec::new();
+        for table in ["local", "peers"] {
+            let asked = format!("SELECT data_center FROM system.{table}");
+            all.extend(self.ask::<(Option<String>,)>(&asked, ()).await?);
+        }
+        let mut names: Vec<String> = all.into_iter().filter_map(|(name,)| name).collect();
+        names.sort();
+        names.dedup();
+        if names.len() < 2 {
+            return Ok(());
+        }
+        Err(ArchiveError {
+            reason: format!(
+                "the cluster has the data centres {}: set archive.datacenter to one of them, the same for every Weir",
+                names.join(", ")
+            ),
+            temporary: false,
+        })
     }
 
     /// Runs a schema change and waits until all nodes agree.

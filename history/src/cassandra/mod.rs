@@ -41,6 +41,10 @@ const OPEN_WITHIN: Duration = Duration::from_secs(5);
 const CONNECT_RETRY: Duration = Duration::from_secs(1);
 /// Between looks at what other processes archived.
 const POLL_EVERY: Duration = Duration::from_secs(1);
+/// A cluster that has not answered for so long is not well.
+const WELL_WITHIN: Duration = Duration::from_secs(10);
+/// Between warnings that it still is not there, or does not answer.
+const WARN_EVERY: Duration = Duration::from_secs(30);
 /// After a read that failed, others fail at once for so long instead of waiting as well.
 const READS_REST: Duration = Duration::from_secs(1);
 /// Streams that a keyspace is read to have: generations of all slots of all logs.
@@ -103,6 +107,8 @@ pub struct Cassandra {
     link: watch::Sender<Option<Arc<Link>>>,
     /// Why there is no link yet.
     trouble: Mutex<String>,
+    /// When the cluster answered a look last.
+    last_answer: Mutex<Option<Instant>>,
     /// What became durable through here, and what others say.
     held: watch::Sender<HeldByStream>,
     /// How often `held` was changed by a write of this process.
@@ -136,6 +142,7 @@ impl Cassandra {
             config,
             link: watch::Sender::new(None),
             trouble: Mutex::new("it was not asked yet".to_owned()),
+            last_answer: Mutex::new(None),
             held: watch::Sender::new(HeldByStream::new()),
             held_version: AtomicU64::new(0),
             writer: Mutex::default(),
@@ -227,6 +234,12 @@ impl Cassandra {
         lock(&self.trouble).clone()
     }
 
+    /// True if the cluster answered a moment ago.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        lock(&self.last_answer).is_some_and(|at| at.elapsed() < WELL_WITHIN)
+    }
+
     /// Waits until the cluster has answered.
     pub async fn connected(&self) {
         // Cannot fail: the sender is here.
@@ -273,9 +286,14 @@ impl Cassandra {
     async fn refresh(&self, link: &Link) -> Result<(), ArchiveError> {
         let version = self.held_version.load(Ordering::Acquire);
         let (meta, _) = schema::ensure(&link.driver, &self.config, new_id).await?;
+        let is_other = {
+            let mut known = lock(&link.meta);
+            let is_other = known.id != meta.id;
+            *known = meta.clone();
+            is_other
+        };
         let there = read_held(link).await?;
         Box::pin(self.refresh_erasures(link)).await?;
-        let is_other = lock(&link.meta).id != meta.id;
         let is_less = |mine: &HeldByStream| {
             mine.iter().any(|(stream, held)| {
                 let has = |from, to| {
@@ -290,7 +308,7 @@ impl Cassandra {
             })
         };
         // A write of this process may have come between; the next look sees both.
-        if self.held_version.load(Ordering::Acquire) != version {
+        if self.held_version.load(Ordering::Acquire) != version && !is_other {
             return Ok(());
         }
         if is_other || is_less(&self.held.borrow()) {
@@ -300,7 +318,6 @@ impl Cassandra {
                 "the keyspace was emptied or restored: filling it again from what the streams have"
             );
             *lock(&self.writer) = Writer::default();
-            *lock(&link.meta) = meta;
         }
         self.held.send_if_modified(|held| {
             let changed = *held != there;
@@ -318,31 +335,43 @@ async fn follow(
     first: oneshot::Sender<Result<(), ArchiveError>>,
 ) {
     let mut first = Some(first);
+    let mut warned = None::<Instant>;
     loop {
         let Some(cassandra) = cassandra.upgrade() else {
             return;
         };
-        let pause = match cassandra.link() {
+        let (pause, looked) = match cassandra.link() {
             Err(_) => {
                 let connected = cassandra.connect().await.map(drop);
                 if let Err(error) = &connected {
-                    tracing::debug!(%error, "the archive is not there yet");
                     lock(&cassandra.trouble).clone_from(&error.reason);
                 }
                 if let Some(first) = first.take()
-                    && first.send(connected).is_err()
+                    && first.send(connected.clone()).is_err()
                 {
                     tracing::debug!("nobody waits for the archive any more");
                 }
-                CONNECT_RETRY
+                (CONNECT_RETRY, connected)
             }
-            Ok(link) => {
-                if let Err(error) = cassandra.refresh(&link).await {
-                    tracing::debug!(%error, "what the archive holds could not be read");
-                }
-                POLL_EVERY
-            }
+            Ok(link) => (POLL_EVERY, cassandra.refresh(&link).await),
         };
+        match looked {
+            Ok(()) => {
+                *lock(&cassandra.last_answer) = Some(Instant::now());
+                warned = None;
+            }
+            Err(error) if warned.is_some_and(|at| at.elapsed() < WARN_EVERY) => {
+                tracing::debug!(%error, "the archive does not answer");
+            }
+            Err(error) => {
+                warned = Some(Instant::now());
+                if error.temporary {
+                    tracing::warn!(%error, "the archive does not answer; messages wait in their streams");
+                } else {
+                    tracing::error!(%error, "the archive cannot be used; messages wait in their streams");
+                }
+            }
+        }
         drop(cassandra);
         tokio::time::sleep(pause).await;
     }
@@ -389,8 +418,12 @@ async fn read_streams(link: &Link) -> Result<Vec<KnownStream>, ArchiveError> {
 
 async fn read_held(link: &Link) -> Result<HeldByStream, ArchiveError> {
     let rows = link.statements.held(&link.driver, RANGES_MAX).await?;
+    let own = lock(&link.meta).id.clone();
     let mut held: HashMap<String, Held> = HashMap::new();
-    for (stream, from, to) in rows {
+    for (archive, stream, from, to) in rows {
+        if archive != own {
+            continue;
+        }
         held.entry(stream)
             .or_default()
             .add(to_seq(from), to_seq(to));

@@ -20,7 +20,7 @@ pub(super) const BUCKETS_AT_ONCE: i32 = 64;
 /// Buckets that are read side by side.
 const WAVE_MAX_BUCKETS: usize = 16;
 /// Rows of the first query of a bucket: their mean size is not known yet.
-const FIRST_MAX_ROWS: usize = 64;
+const FIRST_MAX_ROWS: usize = 16;
 /// Rows of any query.
 const CHUNK_MAX_ROWS: usize = 1_000;
 /// Rows of a query that reads no payloads.
@@ -225,7 +225,7 @@ async fn read_page(
             // One more than is asked for says whether there are more.
             let missing = max_messages + 1 - page.messages.len();
             let wave = &buckets[nth..buckets.len().min(nth + width)];
-            let left_bytes = max_bytes.saturating_sub(bytes);
+            let left_bytes = max_bytes.saturating_sub(bytes) / wave.len();
             let parts = wave
                 .iter()
                 .map(|bucket| read_bucket(link, range, bucket, missing, left_bytes));
@@ -350,10 +350,17 @@ async fn read_epoch(
         &link.statements.select_forward
     };
     let (mut messages, mut bytes) = (Vec::<Message>::new(), 0_usize);
+    let mut is_first = true;
     loop {
         let mean = bytes / messages.len().max(1);
         let fits = max_bytes.saturating_sub(bytes).checked_div(mean);
-        let limit = fits.map_or(FIRST_MAX_ROWS, |fits| (fits + 1).min(CHUNK_MAX_ROWS));
+        // After rows that are all erased there is nothing to go by but their number.
+        let unknown = if is_first {
+            FIRST_MAX_ROWS
+        } else {
+            CHUNK_MAX_ROWS
+        };
+        let limit = fits.map_or(unknown, |fits| (fits + 1).min(CHUNK_MAX_ROWS));
         // Two more: one that tells whether its offset has another row, and that one.
         let limit = limit.min(max_rows.saturating_sub(messages.len())).max(1) + 2;
         let key = (
@@ -367,6 +374,7 @@ async fn read_epoch(
         );
         let mut rows: Vec<(i64, String, Option<bytes::Bytes>)> =
             link.driver.read(statement, key).await?;
+        is_first = false;
         let is_cut = rows.len() == limit;
         if is_cut {
             // The last offset's rows may be cut off: they are read with the next.

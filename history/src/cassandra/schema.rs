@@ -26,11 +26,12 @@ const TABLES: [&str; 10] = [
         log text, stream text, slot int, epoch text, from_seq bigint, created text,
         seq bigint, msg_id text, time_ms bigint,
         PRIMARY KEY (log, stream))",
-    // Ranges of sequences that are held whole (the end is the timestamp: the longest wins), and how
-    // far rows may have been written that no range tells of yet.
+    // Ranges of sequences that are held whole (the end is the timestamp: the longest wins), each under
+    // the id of the archive that it was claimed for: an emptied keyspace has a new one. And how far
+    // rows may have been written that no range tells of yet.
     "CREATE TABLE IF NOT EXISTS {}.held (
-        log text, stream text, from_seq bigint, to_seq bigint,
-        PRIMARY KEY (log, stream, from_seq))",
+        log text, archive text, stream text, from_seq bigint, to_seq bigint,
+        PRIMARY KEY (log, archive, stream, from_seq))",
     "CREATE TABLE IF NOT EXISTS {}.intents (
         log text, stream text, up_to bigint,
         PRIMARY KEY (log, stream))",

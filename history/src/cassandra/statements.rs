@@ -34,12 +34,13 @@ statements! {
         VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?",
     /// All streams.
     select_streams: "SELECT log, stream, slot, epoch, from_seq, created, seq, msg_id, time_ms FROM {}.streams",
-    /// log, stream, from, to, timestamp: `to`.
-    insert_held: "INSERT INTO {}.held (log, stream, from_seq, to_seq) VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
+    /// log, archive, stream, from, to, timestamp: `to`.
+    insert_held: "INSERT INTO {}.held (log, archive, stream, from_seq, to_seq)
+        VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?",
     /// All ranges.
-    select_held: "SELECT stream, from_seq, to_seq FROM {}.held",
-    /// log, stream, from: one range's end.
-    select_held_end: "SELECT to_seq FROM {}.held WHERE log = ? AND stream = ? AND from_seq = ?",
+    select_held: "SELECT archive, stream, from_seq, to_seq FROM {}.held",
+    /// log, archive, stream, from: one range's end.
+    select_held_end: "SELECT to_seq FROM {}.held WHERE log = ? AND archive = ? AND stream = ? AND from_seq = ?",
     /// log, stream, up to, timestamp: `up to`.
     insert_intent: "INSERT INTO {}.intents (log, stream, up_to) VALUES (?, ?, ?) USING TIMESTAMP ?",
     /// log, stream.
@@ -127,12 +128,12 @@ impl Statements {
         driver.scan(&self.select_streams, (), max_rows).await
     }
 
-    /// Stream, from, to.
+    /// Archive, stream, from, to.
     pub(super) async fn held(
         &self,
         driver: &Driver,
         max_rows: usize,
-    ) -> Result<Vec<(String, i64, i64)>, ArchiveError> {
+    ) -> Result<Vec<(String, String, i64, i64)>, ArchiveError> {
         driver.scan(&self.select_held, (), max_rows).await
     }
 }

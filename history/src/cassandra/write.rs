@@ -98,6 +98,14 @@ impl Cassandra {
         } else {
             // Another message stays what it is; this one is published again by the guard.
             let mut others = batch.clone();
+            others.held = others.held.without(&appended.conflicts);
+            let reason: &dyn std::fmt::Display = &"another message is archived at its offset";
+            for (room, message) in &batch.rows {
+                if appended.conflicts.contains(&message.seq) {
+                    let refused = Quarantined::of_row(&batch.log, room, message, reason);
+                    others.refused.push(refused);
+                }
+            }
             others
                 .rows
                 .retain(|(_, message)| !appended.conflicts.contains(&message.seq));
@@ -109,7 +117,7 @@ impl Cassandra {
         self.index(&link, batch, &mut slowest).await?;
         let refused = self.rows(&link, batch, &mut slowest).await?;
         appended.refused = (refused.len() + batch.refused.len()) as u64;
-        appended.rows = (batch.rows.len() - refused.len()) as u64 - there;
+        appended.rows = ((batch.rows.len() - refused.len()) as u64).saturating_sub(there);
         for refused in refused.iter().chain(&batch.refused) {
             link.driver
                 .write(
@@ -373,6 +381,7 @@ impl Cassandra {
     /// it: in a keyspace that was emptied meanwhile it would be a lie.
     async fn record_held(&self, link: &Link, batch: &Batch) -> Result<(), ArchiveError> {
         let stream = &batch.generation.stream;
+        let own = lock(&link.meta).id.clone();
         let mine = self.held.borrow().get(stream).cloned().unwrap_or_default();
         let mut whole = mine.clone();
         for (from, to) in batch.held.ranges() {
@@ -387,7 +396,7 @@ impl Cassandra {
             link.driver
                 .write(
                     &link.statements.insert_held,
-                    (&batch.log, stream, from, to, to),
+                    (&batch.log, &own, stream, from, to, to),
                 )
                 .await?;
         }
@@ -413,7 +422,8 @@ impl Cassandra {
             if *start < from || *end > to {
                 continue;
             }
-            let key = (&batch.log, stream, to_i64(Seq::new(*start)));
+            let own = lock(&link.meta).id.clone();
+            let key = (&batch.log, &own, stream, to_i64(Seq::new(*start)));
             let found: Vec<(i64,)> = link
                 .driver
                 .read(&link.statements.select_held_end, key)

@@ -131,7 +131,15 @@ impl ArchiveReads {
     fn take_view(&self, stream: &str, held: Held) {
         let taken = Instant::now();
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        let grown = views
+            .get(stream)
+            .is_none_or(|view| is_extended(&view.held, &held));
         views.insert(stream.to_owned(), View { held, taken });
+        drop(views);
+        if !grown {
+            // A hole was filled, or the archive put back: pages that were read over it are not these.
+            self.forget();
+        }
     }
 
     /// Rows up to a watermark. A full forward page also answers when the watermark has moved on.
@@ -245,4 +253,33 @@ fn page_cache(max_bytes: u64) -> Cache<PageQuery, Arc<Rows>> {
     };
     let pages = Cache::builder().max_capacity(max_bytes).weigher(weigh);
     pages.build()
+}
+
+/// True if nothing changed but that the last range is longer, or a later one was begun.
+fn is_extended(before: &Held, now: &Held) -> bool {
+    let Some(((from, to), rest)) = before.ranges().split_last() else {
+        return now.ranges().len() < 2;
+    };
+    let Some((first, last)) = now.ranges().split_at_checked(rest.len()) else {
+        return false;
+    };
+    first == rest && last.first().is_some_and(|(a, b)| a == from && b >= to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hole_that_is_filled_is_no_extension() {
+        let held = |ranges: &[(u64, u64)]| Held::from_ranges(ranges.iter().copied());
+        let before = held(&[(1, 10), (20, 30)]);
+        assert!(is_extended(&before, &held(&[(1, 10), (20, 40)])));
+        assert!(is_extended(&before, &held(&[(1, 10), (20, 40), (50, 60)])));
+        assert!(!is_extended(&before, &held(&[(1, 30)])));
+        assert!(!is_extended(&before, &held(&[(1, 10), (15, 30)])));
+        assert!(!is_extended(&before, &held(&[(1, 10), (20, 25)])));
+        assert!(!is_extended(&before, &held(&[])));
+        assert!(is_extended(&held(&[]), &held(&[(5, 9)])));
+    }
 }

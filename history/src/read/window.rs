@@ -48,10 +48,44 @@ struct Tail {
     whole: bool,
 }
 
+/// Where a search for the floor of a window has come to.
+enum Below {
+    /// It is there. `None`: the stream was trimmed meanwhile.
+    Floor(Option<Seq>),
+    /// So many messages are still to be found further down.
+    Wanted(u64),
+}
+
 impl Reader {
     /// True if more than `size` messages follow `after`, which lies in the current generation, or
     /// if that cannot be known because some of them are lost.
     pub(super) async fn is_exceeded(
+        &self,
+        place: &Place,
+        room: &RoomName,
+        after: Seq,
+        size: u64,
+    ) -> Result<bool, ReadError> {
+        match self
+            .is_exceeded_with_archive(place, room, after, size)
+            .await
+        {
+            Err(error @ ReadError::Archive(_)) => {
+                // What is not older than the stream does not need the archive.
+                let tail = self
+                    .tail_in_stream(place, place.current(), after, None)
+                    .await?;
+                if tail.messages > size || tail.whole {
+                    Ok(tail.messages > size)
+                } else {
+                    Err(error)
+                }
+            }
+            answer => answer,
+        }
+    }
+
+    async fn is_exceeded_with_archive(
         &self,
         place: &Place,
         room: &RoomName,
@@ -105,25 +139,83 @@ impl Reader {
             if top.is_some_and(|top| top <= low) {
                 continue;
             }
-            let tail = self.tail(place, generation, low, top).await?;
-            if tail.messages >= wanted {
-                return self.floor_in_tail(place, generation, &tail, wanted).await;
+            let below = match self.below(place, room, generation, top, wanted).await {
+                Err(error @ ReadError::Archive(_)) => {
+                    let tail = self.tail_in_stream(place, generation, low, top).await?;
+                    if tail.messages >= wanted {
+                        Below::Floor(self.floor_in_tail(place, generation, &tail, wanted).await?)
+                    } else if tail.whole {
+                        Below::Wanted(wanted - tail.messages)
+                    } else {
+                        return Err(error);
+                    }
+                }
+                below => below?,
+            };
+            match below {
+                Below::Floor(floor) => return Ok(floor),
+                Below::Wanted(left) => wanted = left,
             }
-            wanted -= tail.messages;
-            let up_to = top.map_or(tail.watermark, |top| top.min(tail.watermark));
-            let archived = self.count(place, room, (low, up_to), wanted).await?;
-            if let Some(oldest) = archived.oldest
-                && archived.messages >= wanted
-            {
-                return Ok(Some(oldest.just_before()));
-            }
-            wanted -= archived.messages;
             top = Some(low);
         }
         let up_to = top.unwrap_or(Seq::ZERO).min(lowest(place));
         let retired = self.count(place, room, (Seq::ZERO, up_to), wanted).await?;
         let oldest = retired.oldest.filter(|_| retired.messages >= wanted);
         Ok(Some(oldest.map_or(Seq::ZERO, Seq::just_before)))
+    }
+
+    /// Looks for the floor in one generation: its stream above the archive, then the archive.
+    async fn below(
+        &self,
+        place: &Place,
+        room: &RoomName,
+        generation: &Generation,
+        top: Option<Seq>,
+        wanted: u64,
+    ) -> Result<Below, ReadError> {
+        let low = generation.from.just_before();
+        let tail = self.tail(place, generation, low, top).await?;
+        if tail.messages >= wanted {
+            let floor = self.floor_in_tail(place, generation, &tail, wanted);
+            return Ok(Below::Floor(floor.await?));
+        }
+        let wanted = wanted - tail.messages;
+        let up_to = top.map_or(tail.watermark, |top| top.min(tail.watermark));
+        let archived = self.count(place, room, (low, up_to), wanted).await?;
+        if let Some(oldest) = archived.oldest
+            && archived.messages >= wanted
+        {
+            return Ok(Below::Floor(Some(oldest.just_before())));
+        }
+        Ok(Below::Wanted(wanted - archived.messages))
+    }
+
+    /// Counts what a generation's stream alone has of a room in (`after`, `top`]; not whole if it
+    /// begins later.
+    async fn tail_in_stream(
+        &self,
+        place: &Place,
+        generation: &Generation,
+        after: Seq,
+        top: Option<Seq>,
+    ) -> Result<Tail, ReadError> {
+        let stream = &generation.stream;
+        let beyond = match top {
+            Some(top) => self.count_in(place, stream, top).await?.0,
+            None => 0,
+        };
+        let (count, first) = self.count_in(place, stream, after).await?;
+        // Read after the count: above it nothing was trimmed unseen.
+        let state = self.state_of(place, stream).await?;
+        let end = state.as_ref().map_or(after, |state| state.last);
+        Ok(Tail {
+            watermark: after,
+            messages: count.saturating_sub(beyond),
+            first,
+            end: top.map_or(end, |top| top.min(end)),
+            beyond,
+            whole: state.is_some_and(|state| state.first.get() <= after.read_from()),
+        })
     }
 
     /// Counts what a generation's stream has of a room in (`after`, `top`] above the archive.

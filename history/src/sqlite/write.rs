@@ -28,7 +28,7 @@ impl Sqlite {
         drop(writer);
         self.held.send_modify(|all| {
             let held = all.entry(batch.generation.stream.clone()).or_default();
-            for (from, to) in batch.held.ranges() {
+            for (from, to) in batch.held.without(&appended.conflicts).ranges() {
                 held.add(Seq::new(*from), Seq::new(*to));
             }
         });
@@ -101,6 +101,10 @@ impl Writer {
                     .query_row(params![room_id, to_i64(message.seq), stream_id], |row| row.get(0))?;
                 if there != message.id {
                     appended.conflicts.push(message.seq);
+                    let reason = "another message is archived at its offset";
+                    let refused = Quarantined::of_row(&batch.log, room, message, &reason);
+                    quarantine(&transaction, stream, &refused)?;
+                    appended.refused += 1;
                 }
             }
         }
@@ -125,7 +129,11 @@ impl Writer {
                     newest.time_ms
                 ])?;
         }
-        write_held(&transaction, stream, &batch.held)?;
+        write_held(
+            &transaction,
+            stream,
+            &batch.held.without(&appended.conflicts),
+        )?;
         transaction.commit()?;
         Ok(appended)
     }

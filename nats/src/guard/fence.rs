@@ -5,6 +5,7 @@
 //! record in the bucket.
 
 use std::collections::HashSet;
+use std::sync::PoisonError;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::context::GetStreamErrorKind;
@@ -160,8 +161,29 @@ impl Inner {
             };
             return Ok(Some(self.next(log, index, slot.clone(), incident).await?));
         }
-        let known = self.known.of(stream);
-        let finding = self.examine(stream, &known).await?;
+        let claim = {
+            let claims = self.claims.lock();
+            claims
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(stream)
+        };
+        let mut known = self.known.of(stream);
+        let mut finding = self.examine(stream, &known).await?;
+        let mut is_claim = false;
+        if finding == Some(Finding::Sound)
+            && let Some(claim) = claim
+        {
+            match self.examine(stream, &claim).await {
+                Ok(Some(Finding::Sound)) => {}
+                Ok(found) => (finding, known, is_claim) = (found, claim, true),
+                Err(error) => {
+                    let claims = self.claims.lock();
+                    let mut claims = claims.unwrap_or_else(PoisonError::into_inner);
+                    claims.entry(stream.clone()).or_insert(claim);
+                    return Err(error);
+                }
+            }
+        }
         let was_never_made = finding.is_none() && known == Known::default();
         if finding == Some(Finding::Sound) || was_never_made {
             return Ok(None);
@@ -169,8 +191,12 @@ impl Inner {
         tracing::error!(stream, ?finding, known = %known.seq, "continuity is broken");
         if self.fence(stream).await? {
             // A leader that was deposed may have answered from an old state.
-            let known = self.known.of(stream);
-            if self.examine(stream, &known).await? == Some(Finding::Sound) {
+            let newest = if is_claim {
+                known.clone()
+            } else {
+                self.known.of(stream)
+            };
+            if self.examine(stream, &newest).await? == Some(Finding::Sound) {
                 tracing::warn!(stream, "false alarm; the stream takes messages again");
                 return Ok(None);
             }

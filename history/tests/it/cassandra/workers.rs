@@ -34,7 +34,7 @@ async fn every_stream_has_one_of_the_living() {
     let mut shares = Vec::new();
     for (rig, stop) in [&rig, &others[0], &others[1]].into_iter().zip(&stops) {
         let client = rig.links.live.clone();
-        let share = Share::join(client, "someid", stop.clone()).await;
+        let share = Share::join(client, "someid", Box::new(|| true), stop.clone()).await;
         shares.push(share.unwrap());
     }
     let owners = |shares: &[Share], stream: &str| {
