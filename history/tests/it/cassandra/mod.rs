@@ -2,6 +2,7 @@
 //! a keyspace that is emptied under a running process, pages over many buckets and epochs.
 
 mod backlog;
+mod late;
 mod ring;
 mod secure;
 mod workers;
@@ -230,6 +231,8 @@ async fn nothing_is_written_over_another_message() {
     let other = batch("one", "ROOMS_0", vec![row("b", 2_000, "second")], (5, 5));
     let appended = archive.append(other).await.unwrap();
     assert_eq!(appended.conflicts, [Seq::new(5)], "it is noticed");
+    let refused = archive.quarantined(None, 10).await.unwrap();
+    assert_eq!(&refused[0].1.data[..], b"second", "and kept");
     let rows = archive
         .page(query(&room, (0, 100), false, 10))
         .await
@@ -311,6 +314,16 @@ async fn a_keyspace_emptied_under_a_running_process_is_noticed_before_anything_i
         (1..=12).collect::<Vec<u64>>(),
         "its index is there again"
     );
+
+    // What was claimed under another identity counts no more, even if it is still there.
+    let id = archive.id().unwrap();
+    let truncate = format!("TRUNCATE {}.meta", config.keyspace);
+    other.query_unpaged(truncate, ()).await.unwrap();
+    let deadline = tokio::time::Instant::now() + WITHIN;
+    while archive.id().unwrap() == id || archive.held().borrow().contains_key("ROOMS_0") {
+        assert!(tokio::time::Instant::now() < deadline, "nothing is claimed");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use weir_history::{Archive, ReadError};
+use weir_history::{Archive, ReadError, Window};
 use weir_nats::Seq;
 
 use super::{batch, config_at, message};
@@ -114,6 +114,17 @@ async fn one_node_is_nobodys_business_and_two_are_healed_from() {
         60,
         "30 above the watermark, 30 below"
     );
+    let window = Window {
+        size: Some(100),
+        ttl: None,
+    };
+    for after in [200, 160] {
+        let since = tail(after);
+        let recovery = reader.recover(&place, &lobby, None, since, &window, 100, 1 << 20);
+        let recovery = recovery.await.unwrap();
+        assert!(recovery.recovered, "within a window, after {after}");
+        assert_eq!(pairs(&recovery.page.messages), all[after..]);
+    }
     // What only the archive has is an error that says to try again, and never a gap.
     let deep = reader.forward(&place, &lobby, Seq::ZERO, None, 100, 1 << 20);
     match deep.await {
