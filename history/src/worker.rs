@@ -236,7 +236,7 @@ impl Worker {
             ));
         }
         if before.last <= held_end {
-            return Ok(self.drained(slot, generation).await);
+            return self.drained(slot, generation).await;
         }
         let page = self.gather(slot, stream, held_end, before.last).await?;
         followed.read(&page);
@@ -390,12 +390,23 @@ impl Worker {
             Err(error) => return Err(error.to_string()),
         };
         let after = state.first.just_before().max(generation.from.just_before());
-        let covers = |held: &Held| held.covers(after, state.last);
-        Ok(after >= state.last || held.get(stream).is_some_and(covers))
+        let held = held.get(stream).cloned().unwrap_or_default();
+        let rest = Held::from_ranges([(after.read_from(), state.last.get())]).minus(&held);
+        // What is not held may be empty by now: moved, or erased.
+        for (from, to) in rest.ranges() {
+            let found = self
+                .replay
+                .leader_has_after(stream, ">", Seq::new(*from).just_before());
+            let found = found.await.map_err(|error| error.to_string())?;
+            if found.is_some_and(|seq| seq.get() <= *to) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Everything is archived. An old generation is then taken off the placement.
-    async fn drained(&self, slot: &Slot, generation: &Generation) -> Step {
+    async fn drained(&self, slot: &Slot, generation: &Generation) -> Result<Step, String> {
         let now = self.placements.slot(&slot.log, slot.index);
         let is_current = now.is_none_or(|slot| {
             slot.generations
@@ -403,26 +414,20 @@ impl Worker {
                 .is_some_and(|g| g.stream == generation.stream)
         });
         if is_current {
-            return Step::Nothing;
+            return Ok(Step::Nothing);
         }
-        match self.holds_all_of(generation).await {
-            Ok(true) => {}
-            Ok(false) => return Step::Nothing,
-            Err(error) => {
-                tracing::debug!(stream = %generation.stream, error, "old generation not retired yet");
-                return Step::Nothing;
-            }
+        if !self.holds_all_of(generation).await? {
+            return Err(
+                "an old generation has messages that are not archived, so it stays".to_owned(),
+            );
         }
         match self.guard.retire(&slot.log, &generation.stream).await {
-            Ok(false) => Step::Nothing,
+            Ok(false) => Ok(Step::Nothing),
             Ok(true) => {
                 tracing::info!(stream = %generation.stream, "old generation archived and retired");
-                Step::Ended
+                Ok(Step::Ended)
             }
-            Err(error) => {
-                tracing::warn!(stream = %generation.stream, %error, "old generation not retired yet");
-                Step::Nothing
-            }
+            Err(error) => Err(format!("old generation not retired yet: {error}")),
         }
     }
 }
