@@ -375,7 +375,11 @@ impl Rig {
         let last = self.last().await;
         let mut held = archive.held();
         let reached = held.wait_for(|all| all.get(STREAM).is_some_and(|held| held.end() >= last));
-        tokio::time::timeout(WITHIN, reached)
+        let within = match self.kind {
+            Kind::Sqlite => WITHIN,
+            Kind::Cassandra => NODE_WITHIN,
+        };
+        tokio::time::timeout(within, reached)
             .await
             .expect("archived in time")
             .unwrap();
