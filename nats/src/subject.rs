@@ -204,8 +204,9 @@ impl RoomName {
             _ => format!("{marks}{plain}:{id}"),
         };
         let name = Self::parse(&channel)?;
-        // One name, one subject: anything that would not come out again the same is refused.
-        if name.namespace_token() == ns {
+        // One name, one subject: anything that would not come out again the same is refused, so is an
+        // id in full that is long enough for a hash.
+        if name.namespace_token() == ns && !name.has_hashed_token() {
             Ok(name)
         } else {
             Err(NameError::NotEscaped)
@@ -408,6 +409,12 @@ mod tests {
         assert!(RoomName::from_tokens("=23chat", "plain", None).is_err());
         assert!(RoomName::from_tokens("chat", "a=23b", None).is_err());
         assert!(RoomName::from_tokens("*", "x", None).is_err());
+        // Long enough for a hash: in full it would be a second subject of the same room.
+        let long = "x".repeat(201);
+        let room = RoomName::parse(&format!("chat:{long}")).unwrap();
+        assert!(room.tokens().1.starts_with("=h"));
+        assert!(RoomName::from_tokens("chat", &long, None).is_err());
+        assert!(RoomName::from_tokens("chat", &"x".repeat(200), None).is_ok());
     }
 
     #[test]
