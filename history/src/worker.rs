@@ -19,7 +19,7 @@ use weir_nats::guard::{self, Finding, Guard, Known};
 use weir_nats::message::{header, last};
 use weir_nats::placement::{Generation, Slot};
 use weir_nats::replay::{Replay, ReplayError, Scanned, StreamState};
-use weir_nats::{Placements, RoomName, Seq};
+use weir_nats::{Delivery, Placements, Seq};
 
 use crate::archive::{Archive, Batch, PageQuery, Quarantined, headers_text};
 use crate::held::{Held, proven};
@@ -260,11 +260,6 @@ impl Worker {
             }
         }
         let batch = make_batch(slot, generation, held_end, page, &before, &after);
-        let rooms: Vec<(Seq, RoomName)> = batch
-            .rows
-            .iter()
-            .map(|(room, message)| (message.seq, room.clone()))
-            .collect();
         let has_rows = !batch.rows.is_empty() || !batch.refused.is_empty();
         let start = Instant::now();
         let appended = self.archive.append(batch).await.map_err(|e| text(&e))?;
@@ -272,10 +267,7 @@ impl Worker {
         if !appended.conflicts.is_empty() {
             tracing::error!(%stream, offsets = ?appended.conflicts, "other messages were archived at these offsets");
             let first = appended.conflicts.iter().min().copied().unwrap_or_default();
-            match rooms.iter().find(|(seq, _)| *seq == first) {
-                Some((_, room)) => self.contradict(slot, stream, first, room).await?,
-                None => self.guard.suspect(stream),
-            }
+            self.contradict(slot, stream, first).await?;
         }
         Ok(match (has_rows, is_whole) {
             (false, _) => Step::Nothing,
@@ -301,13 +293,8 @@ impl Worker {
         let at_known = if known.seq.is_zero() || state.last < known.seq {
             None
         } else {
-            let page = self
-                .replay
-                .scan(stream, ">", known.seq.just_before(), 1)
-                .await;
-            let page = page.map_err(|e| text(&e))?;
-            let found = page.into_iter().next().filter(|one| one.seq == known.seq);
-            found.map(|one| {
+            let found = self.replay.scan_at(stream, known.seq).await;
+            found.map_err(|e| text(&e))?.map(|one| {
                 last(&one.headers, header::MSG_ID)
                     .unwrap_or_default()
                     .to_owned()
@@ -322,16 +309,16 @@ impl Worker {
     }
 
     /// Tells the guard which message the archive has where the stream has another.
-    async fn contradict(
-        &self,
-        slot: &Slot,
-        stream: &str,
-        at: Seq,
-        room: &RoomName,
-    ) -> Result<(), String> {
+    async fn contradict(&self, slot: &Slot, stream: &str, at: Seq) -> Result<(), String> {
+        let found = self.replay.scan_at(stream, at).await;
+        let found = found.map_err(|error| error.to_string())?;
+        let Some(Delivery { room, .. }) = found.and_then(|one| one.delivery.ok()) else {
+            self.guard.suspect(stream);
+            return Ok(());
+        };
         let query = PageQuery {
             log: slot.log.clone(),
-            room: room.clone(),
+            room,
             after: at.just_before(),
             up_to: at,
             reverse: false,

@@ -528,6 +528,15 @@ impl Replay {
         scanned.collect()
     }
 
+    /// The message at a sequence, whatever it is; `None` if there is none any more.
+    ///
+    /// # Errors
+    /// When the stream does not answer whole.
+    pub async fn scan_at(&self, stream: &str, seq: Seq) -> Result<Option<Scanned>, ReplayError> {
+        let page = self.scan(stream, ">", seq.just_before(), 1).await?;
+        Ok(page.into_iter().next().filter(|scanned| scanned.seq == seq))
+    }
+
     /// The first sequence after `after` under a subject filter, as the stream's leader has it: a
     /// replica that lags may have said that there is none.
     ///

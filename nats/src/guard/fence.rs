@@ -218,16 +218,10 @@ impl Inner {
         let at_known = if known.seq.is_zero() || known.id.is_empty() || state.last < known.seq {
             None
         } else {
-            let found = self.at(stream, known.seq).await?;
+            let found = self.replay.scan_at(stream, known.seq).await?;
             found.map(|scanned| id_of(&scanned).to_owned())
         };
         Ok(Some(compare(known, &state, at_known.as_deref())))
-    }
-
-    /// The message at a sequence, whatever it is.
-    async fn at(&self, stream: &str, seq: Seq) -> Result<Option<Scanned>, GuardError> {
-        let page = self.replay.scan(stream, ">", seq.just_before(), 1).await?;
-        Ok(page.into_iter().next().filter(|scanned| scanned.seq == seq))
     }
 
     /// The slot's streams that are there, by generation.
@@ -253,7 +247,7 @@ impl Inner {
     }
 
     async fn newest(&self, stream: &str, state: &StreamState) -> Result<Known, GuardError> {
-        let newest = self.at(stream, state.last).await?;
+        let newest = self.replay.scan_at(stream, state.last).await?;
         Ok(Known {
             created: state.created.clone(),
             seq: state.last,
