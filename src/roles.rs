@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weir_authz::{Action, Grants, NamespaceRules, TokenSettings, Verifier};
+use weir_authz::{Action, Grants, NamespaceRules};
 use weir_edge::connection::Edge;
 use weir_edge::door::{NativeDoor, may_be_answered};
 use weir_edge::hub::{Hub, HubParts};
@@ -26,6 +26,7 @@ use weir_edge::seats::Seats;
 use weir_edge::settings::{
     Bounds, ClientSettings, DataFormat, DoorSettings, EdgeSettings, Namespace,
 };
+use weir_edge::writer::Writer;
 use weir_edge::{server, sweep};
 use weir_history::archive::OldestMs;
 use weir_history::erase::{Eraser, expire};
@@ -198,9 +199,10 @@ impl Roles {
         ));
         let (rate, users_max) = (settings.door.rate, settings.door.users_max);
         let rates = Arc::new(UserRates::new(rate, users_max));
+        let writer = Writer::new(publisher, links.live.clone());
         let door = NativeDoor::new(
             links.door.clone(),
-            publisher.clone(),
+            writer.clone(),
             Arc::clone(&settings),
             Arc::clone(&metrics),
             Arc::clone(&rates),
@@ -223,12 +225,16 @@ impl Roles {
         )
         .with_page(settings.bounds.reply_max_bytes);
         let history = spawn_service("history", history.run(closing.clone()), &tasks);
+        let (verifier, fetchers) = crate::tokens::verifier(config).map_err(failed)?;
+        for fetcher in fetchers {
+            tasks.spawn(fetcher.run(stop.clone()));
+        }
         let edge = Arc::new(Edge {
-            verifier: verifier(config),
+            verifier,
             settings,
             metrics,
             hub,
-            publisher,
+            writer,
             reader,
             placements,
             nats: links.live.clone(),
@@ -509,23 +515,6 @@ fn history_policy(
     })
 }
 
-fn verifier(config: &Config) -> Option<Arc<Verifier>> {
-    let token = &config.client.token;
-    (!token.hmac_secret_key.is_empty()).then(|| Arc::new(Verifier::new(token_settings(config))))
-}
-
-/// How tokens are verified and minted.
-#[must_use]
-pub fn token_settings(config: &Config) -> TokenSettings {
-    let token = &config.client.token;
-    TokenSettings {
-        hmac_secret_key: token.hmac_secret_key.expose().to_owned(),
-        audience: token.audience.clone(),
-        issuer: token.issuer.clone(),
-        require_exp: true,
-    }
-}
-
 pub(crate) fn connect_config(config: &Config) -> ConnectConfig {
     let credentials = |user: &config::NatsUser| Credentials {
         user: user.user.clone(),
@@ -592,6 +581,7 @@ fn edge_settings(config: &Config) -> EdgeSettings {
             pong_timeout: client.pong_timeout,
             stale_close_delay: client.stale_close_delay,
             expired_close_delay: client.expired_close_delay,
+            expired_sub_close_delay: client.expired_sub_close_delay,
             history_max_publication_limit: client.history_max_publication_limit,
             recovery_max_publication_limit: client.recovery_max_publication_limit,
             command_rate: Rate {

@@ -6,6 +6,7 @@ mod read;
 mod rules;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 pub use load::{ConfigErrors, Loaded};
 pub use read::{Problem, Sources, parse_duration};
+pub use tokens::{Issuer, SubscriptionToken, Token};
 
 /// A secret: it prints as `***` and never reaches a log.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -245,12 +247,16 @@ pub struct Client {
     pub stale_close_delay: Duration,
     /// How long an expired connection has to refresh.
     pub expired_close_delay: Duration,
+    /// How long an expired subscription has to refresh.
+    pub expired_sub_close_delay: Duration,
     /// Publications of one history reply.
     pub history_max_publication_limit: u32,
     /// Publications of one recovery reply; a longer recovery goes on as pushes.
     pub recovery_max_publication_limit: u32,
     /// `[client.token]`
     pub token: Token,
+    /// `[client.subscription_token]`
+    pub subscription_token: SubscriptionToken,
 }
 
 impl Default for Client {
@@ -271,22 +277,13 @@ impl Default for Client {
             pong_timeout: Duration::from_secs(8),
             stale_close_delay: Duration::from_secs(10),
             expired_close_delay: Duration::from_secs(25),
+            expired_sub_close_delay: Duration::from_secs(25),
             history_max_publication_limit: 300,
             recovery_max_publication_limit: 300,
             token: Token::default(),
+            subscription_token: SubscriptionToken::default(),
         }
     }
-}
-
-/// `[client.token]`: how connection tokens are verified.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Token {
-    /// Key of HS256 tokens; empty refuses every token.
-    pub hmac_secret_key: Secret,
-    /// If not empty, what `aud` must hold.
-    pub audience: String,
-    /// If not empty, what `iss` must be.
-    pub issuer: String,
 }
 
 /// `[channel]`

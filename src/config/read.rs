@@ -384,6 +384,19 @@ impl Section<'_> {
         });
     }
 
+    /// A value that was read and does not do.
+    pub(crate) fn refuse(&mut self, name: &str, what: impl Into<String>, remedy: &str) {
+        let key = join(&self.key, name);
+        let at = self.reader.origins.get(&key);
+        let at = at.unwrap_or(&self.reader.file_name).clone();
+        self.reader.problem(Problem {
+            at,
+            key,
+            what: what.into(),
+            remedy: remedy.to_owned(),
+        });
+    }
+
     pub(crate) fn bool(&mut self, name: &str, default: bool) -> bool {
         let Some(found) = self.take(name) else {
             return default;
@@ -590,7 +603,13 @@ fn without_indexes(path: &str) -> String {
 
 /// `channel.namespaces.chat.history_size` → `channel.namespaces.history_size`, the form of a file's key.
 fn without_names(key: &str) -> String {
-    for list in ["channel.namespaces.", "logs."] {
+    let lists = [
+        "channel.namespaces.",
+        "logs.",
+        "client.token.issuers.",
+        "client.subscription_token.issuers.",
+    ];
+    for list in lists {
         if let Some((_, option)) = key.strip_prefix(list).and_then(|rest| rest.split_once('.')) {
             return format!("{list}{option}");
         }
@@ -600,7 +619,7 @@ fn without_names(key: &str) -> String {
 
 /// Options of Centrifugo that a reader of its manual may bring along.
 fn is_later(path: &str) -> bool {
-    const LATER: [&str; 26] = [
+    const LATER: [&str; 19] = [
         "force_recovery_mode",
         "auto_cache_recover",
         "allowed_delta_types",
@@ -611,24 +630,17 @@ fn is_later(path: &str) -> bool {
         "subscription_type",
         "user_id_http_header",
         "insecure_skip_token_signature_verify",
-        "expired_sub_close_delay",
         "presence_update_interval",
         "channel_position_check_delay",
         "channel_position_max_time_lag",
         "concurrency",
         "connect_include_server_time",
         "connect_code_to_unidirectional_disconnect",
-        "rsa_public_key",
-        "ecdsa_public_key",
-        "jwks_public_endpoint",
-        "hmac_previous_secret_key",
-        "hmac_previous_secret_key_valid_until",
         "audience_regex",
         "issuer_regex",
-        "user_id_claim",
         "compression",
     ];
-    const LATER_TABLES: [&str; 11] = [
+    const LATER_TABLES: [&str; 10] = [
         "admin.",
         "broker.",
         "engine.",
@@ -638,7 +650,6 @@ fn is_later(path: &str) -> bool {
         "sse.",
         "http_stream.",
         "webtransport.",
-        "client.subscription_token.",
         "client.subscribe_to_user_personal_channel.",
     ];
     let option = path.rsplit('.').next().unwrap_or(path);
