@@ -313,7 +313,7 @@ impl Roles {
             "weir_publish_waiting_bytes",
             "Bytes that wait to be published.",
             "gauge",
-            self.edge.publisher.waiting_bytes() as f64,
+            self.edge.writer.waiting_bytes() as f64,
         ));
         figures.push(Figure::single(
             "weir_erasure_orders",
@@ -334,7 +334,7 @@ impl Roles {
         let services_deadline = deadline.min(Instant::now() + SERVICES_WITHIN);
         self.closing.cancel();
         // Sockets learn of their publishes before they are sent away.
-        if timeout_at(deadline, self.edge.publisher.settled())
+        if timeout_at(deadline, self.edge.writer.settled())
             .await
             .is_err()
         {

@@ -231,7 +231,7 @@ mod tests {
         RoomName::parse(name).unwrap()
     }
 
-    fn client(user: &str, insecure: bool) -> Grants {
+    fn socket(user: &str, insecure: bool) -> Grants {
         let mut claims = Claims::anonymous();
         claims.user = user.to_owned();
         Grants::of(&claims, insecure)
@@ -264,11 +264,11 @@ mod tests {
                 Action::History,
                 Action::Presence,
             ] {
-                let grants = client(user, false);
+                let grants = socket(user, false);
                 assert!(grants.check(action, &room("a"), &rules, true).is_err());
             }
         }
-        assert!(check(&client("", true), Action::Publish, "a", &rules));
+        assert!(check(&socket("", true), Action::Publish, "a", &rules));
     }
 
     #[test]
@@ -280,7 +280,7 @@ mod tests {
             allow_history_for_anonymous: true,
             ..NamespaceRules::default()
         };
-        let (ann, nobody) = (client("ann", false), client("", false));
+        let (ann, nobody) = (socket("ann", false), socket("", false));
         assert!(check(&ann, Action::Subscribe, "a", &rules));
         assert!(!check(&nobody, Action::Subscribe, "a", &rules));
         assert!(check(&ann, Action::Publish, "a", &rules));
@@ -295,7 +295,7 @@ mod tests {
             allow_user_limited_channels: true,
             ..NamespaceRules::default()
         };
-        let ann = client("ann", false);
+        let ann = socket("ann", false);
         assert!(!check(&ann, Action::Subscribe, "$x", &rules));
         assert!(shown(&ann, "ann", "$x", "$x", &rules));
         assert!(!shown(&ann, "ann", "$y", "$x", &rules));
@@ -303,7 +303,7 @@ mod tests {
         assert!(check(&ann, Action::Subscribe, "x#ann,bob", &rules));
         assert!(!check(&ann, Action::Subscribe, "x#bob", &rules));
         assert!(!shown(&ann, "ann", "x#bob", "x#bob", &rules));
-        assert!(!check(&client("", false), Action::Subscribe, "x#", &rules));
+        assert!(!check(&socket("", false), Action::Subscribe, "x#", &rules));
         let off = NamespaceRules {
             allow_user_limited_channels: false,
             ..rules
@@ -325,8 +325,8 @@ mod tests {
             "$a",
             &rules
         ));
-        assert!(!check(&client("bot", false), Action::Publish, "a", &rules));
-        let subscribed = client("bot", false).check(Action::Publish, &room("a"), &rules, true);
+        assert!(!check(&socket("bot", false), Action::Publish, "a", &rules));
+        let subscribed = socket("bot", false).check(Action::Publish, &room("a"), &rules, true);
         assert_eq!(subscribed.unwrap().action(), Action::Publish);
     }
 
@@ -374,7 +374,7 @@ mod tests {
                 let user = if has_name { "ann" } else { "" };
                 let counts = subscriber && subscribed && action != Action::Subscribe;
                 let expected = (client || counts) && (has_name || anonymous);
-                let found = client(user, false).check(action, &room("a"), &rules, subscribed);
+                let found = socket(user, false).check(action, &room("a"), &rules, subscribed);
                 assert_eq!(found.is_ok(), expected, "{action:?} {case:05b}");
                 if let Ok(permit) = found {
                     assert_eq!((permit.room().channel(), permit.action()), ("a", action));

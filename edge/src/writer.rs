@@ -43,6 +43,17 @@ impl Writer {
         Self { publisher, nats }
     }
 
+    /// Bytes that wait to be sent into logs.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        self.publisher.waiting_bytes()
+    }
+
+    /// Waits until what was taken before this call is answered.
+    pub async fn settled(&self) {
+        self.publisher.settled().await;
+    }
+
     /// Into the log; `done` is told the outcome.
     pub fn store(&self, permit: &Permit, log: String, written: Written, done: Done) {
         if permit.action() != Action::Publish {

@@ -3,6 +3,8 @@
 
 use super::*;
 
+mod tokens;
+
 const SHIPPED: &str = include_str!("../../deploy/weir.toml");
 
 fn from(text: &str, env: &[(&str, &str)], sets: &[(&str, &str)]) -> Sources {

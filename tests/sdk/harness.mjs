@@ -153,6 +153,9 @@ ${RIGHTS.map((right) => `allow_${right} = true`).join("\n")}
     await this.up();
   }
 
+  /** All that it logged so far. */
+  log() { return readFileSync(this.#log, "utf8"); }
+
   logTail() {
     try {
       const text = readFileSync(this.#log);

@@ -13,6 +13,7 @@ use weir_authz::token::{Address, AddressError, Check, Endpoint, Issuer, Keys};
 use weir_authz::{TokenError, Verifier};
 
 use crate::NOW;
+use crate::figures::figure;
 use crate::jwks::{Answer, KeyServer};
 use crate::matrix::user_of;
 use crate::token_cases::{B, ED, P256, good, jwk, sign};
@@ -80,7 +81,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn a_thousand_that_miss_one_key_cost_one_request() {
+async fn hundreds_that_miss_one_key_cost_one_request() {
     let rig = Rig::start(Answer::Body(set(&["old"]))).await;
     assert!(rig.check(&token("old")).await.is_ok());
     let before = rig.server.requests();
@@ -89,7 +90,7 @@ async fn a_thousand_that_miss_one_key_cost_one_request() {
         set(&["old", "new"]),
     ));
     let new = token("new");
-    let all: Vec<_> = (0..1_000)
+    let all: Vec<_> = (0..300)
         .map(|_| {
             let (verifier, new) = (Arc::clone(&rig.verifier), new.clone());
             tokio::spawn(async move { user_of(&verifier, &new).await })
@@ -167,7 +168,7 @@ async fn keys_rotate_under_load_and_nobody_is_turned_away() {
         one.await.unwrap();
     }
     let requests = rig.server.requests() - before;
-    println!(
+    figure!(
         "3 rotations, {} tokens verified, {requests} requests",
         checked.load(Ordering::Relaxed)
     );

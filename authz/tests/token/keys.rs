@@ -100,7 +100,7 @@ fn a_set_gives_what_can_be_used_and_says_what_cannot() {
         ),
         (changed("use", "enc".into()), Skipped::Use),
         (changed("key_ops", json!(["sign"])), Skipped::Use),
-        (changed("kty", "EC".into()), Skipped::Key(KeyError::Curve)),
+        (changed("kty", "EC".into()), Skipped::Key(KeyError::Parts)),
         (
             json!({"kty": "RSA", "kid": "k", "n": "AQAB", "e": "AQAB"}),
             Skipped::Key(KeyError::RsaBits(17)),

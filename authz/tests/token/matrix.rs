@@ -7,6 +7,7 @@ use weir_authz::token::{Address, Check, Endpoint, Issuer, Key, Keys};
 use weir_authz::{TokenError, Verifier};
 
 use crate::NOW;
+use crate::figures::figure;
 use crate::jwks::{Answer, KeyServer};
 use crate::token_cases::{
     A, B, C, C_AUDIENCE, ED_PUBLIC, Expected, P256_PUBLIC, PREVIOUS, RSA_PUBLIC, SECRET, cases,
@@ -102,7 +103,7 @@ async fn every_token_of_the_table_is_what_it_should_be() {
     );
     // The names of nobody cost one fetch each at most, and those of the addresses themselves none.
     assert!(server_c.requests() <= 2, "{}", server_c.requests());
-    println!(
+    figure!(
         "{} tokens; {} requests to B, {} to C",
         cases.len(),
         server_b.requests(),
