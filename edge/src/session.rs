@@ -323,7 +323,7 @@ impl Session {
             (permit, None)
         } else {
             let claims = self.subscription_claims(Some(room), &subscribe.token, now);
-            let claims = claims.map_err(Refused::of_subscribe)?;
+            let claims = claims.map_err(|error| self.refused_subscribe(error))?;
             let permit = connected.grants.check_with_token(&claims, room, rules)?;
             (permit, Some(claims))
         };

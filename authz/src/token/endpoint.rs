@@ -234,7 +234,8 @@ impl Fetcher {
             Ok(keys) => {
                 let is = keys.described();
                 if is != was {
-                    tracing::info!(%address, keys = is.join("; "), "issuer's keys fetched");
+                    // Names are the issuer's own words.
+                    tracing::info!(%address, keys = ?is, "issuer's keys fetched");
                     for skipped in keys.skipped() {
                         tracing::warn!(%address, %skipped, "a key of the issuer is not used");
                     }

@@ -208,19 +208,14 @@ impl Session {
             }
         }
     }
-}
 
-impl Refused {
-    /// Of a subscribe: a token that is no good costs the subscription, one for somebody else the
-    /// connection.
-    pub(super) fn of_subscribe(error: TokenError) -> Self {
-        match error {
-            TokenError::Expired => Self::Error(ErrorCode::TOKEN_EXPIRED),
-            TokenError::ConnectionExpired => Self::Error(ErrorCode::EXPIRED),
-            TokenError::Invalid(_) => Self::Error(ErrorCode::PERMISSION_DENIED),
-            TokenError::Mismatch(_) => Self::Close(DisconnectCode::INVALID_TOKEN),
-            TokenError::Unavailable => Self::Error(ErrorCode::INTERNAL),
-            TokenError::Wanted(wanted) => Self::Wanted(wanted),
+    /// The same of a subscribe: a token that is no good costs the subscription, one for somebody else
+    /// the connection.
+    pub(super) fn refused_subscribe(&self, error: TokenError) -> Refused {
+        let is_no_good = matches!(error, TokenError::Invalid(_));
+        match self.refused(error, "subscribe") {
+            Refused::Close(_) if is_no_good => Refused::Error(ErrorCode::PERMISSION_DENIED),
+            refused => refused,
         }
     }
 }
