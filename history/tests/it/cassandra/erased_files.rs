@@ -301,7 +301,7 @@ async fn no_byte_is_left_in_a_nodes_files_after_the_steps_that_are_named() {
         let found = marks.find(node.folder()).into_values().flatten();
         found.filter(|seq| said.gone.contains(seq)).collect()
     };
-    assert_eq!(back(&said), [], "it came back");
+    assert!(back(&said).is_empty(), "it came back");
 
     // The other way to turn the commit log over, while the node runs.
     said.erase(&archive, What::Room(ROOMS[1].into())).await;
