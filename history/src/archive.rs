@@ -389,15 +389,13 @@ impl Archive {
         }
     }
 
-    /// What is left to whoever runs the archive before no file has an erased byte; empty if nothing.
+    /// What is left to whoever runs the archive before no file has an erased byte: lines, with each
+    /// command on one of its own; empty if nothing.
     #[must_use]
-    pub const fn left_to_do(&self) -> &'static str {
+    pub fn left_to_do(&self) -> String {
         match self {
-            Self::Sqlite(_) => "",
-            Self::Cassandra(_) => {
-                "on every node: nodetool flush, nodetool garbagecollect or compact, and a turned-over commit log; \
-                 until then its files have what was erased (docs/erasure.md)"
-            }
+            Self::Sqlite(_) => String::new(),
+            Self::Cassandra(cassandra) => cassandra.left_to_do(),
         }
     }
 

@@ -157,7 +157,7 @@ impl Eraser {
             let progress = ArchiveProgress {
                 erased,
                 done_ms: Some(now_ms()),
-                left_to_do: self.archive.left_to_do().to_owned(),
+                left_to_do: self.archive.left_to_do(),
             };
             self.book
                 .set_archive(&order.id, &archive, &progress)

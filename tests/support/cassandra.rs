@@ -183,6 +183,24 @@ impl Node {
         &self.folder
     }
 
+    /// Runs `nodetool` with these arguments on a node that was started with `--jmx-port`, and returns what it printed. Panics with
+    /// that if it failed.
+    pub(crate) fn nodetool(&self, arguments: &[&str]) -> String {
+        let mut options = self.options.windows(2).rev();
+        let port = options.find(|pair| pair[0] == "--jmx-port").unwrap();
+        let output = Command::new(script())
+            .arg("nodetool")
+            .args(arguments)
+            .env("JMX_PORT", &port[1])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(output.status.success(), "nodetool {arguments:?}:\n{said}");
+        said
+    }
+
     fn signal(&mut self, signal: Signal) {
         // While its script runs, the process id is the node's.
         let ended = self.script.try_wait().unwrap();

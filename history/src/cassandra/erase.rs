@@ -1,8 +1,8 @@
 //! Knows: how rows are erased in Cassandra: their envelopes are overwritten with nothing, so late that no
 //! message written again can win. Never: who ordered it; files of nodes.
 //!
-//! The old envelopes are in the nodes' files until these are compacted and the commit log is turned
-//! over, which only who runs the nodes can do.
+//! The old envelopes are in the nodes' files until these are written anew and the commit log is turned
+//! over, which only who runs the nodes can do; [`Cassandra::left_to_do`] names the steps.
 
 use std::sync::Arc;
 
@@ -144,6 +144,23 @@ impl Cassandra {
             progress(rows);
         }
         say(&link, order, erased, Some(now_ms())).await
+    }
+
+    /// The steps after which no file of a node has an erased byte (docs/erasure.md says what each is
+    /// for). An envelope that was overwritten is no deletion: `garbagecollect` takes it out cell by
+    /// cell only.
+    #[must_use]
+    pub fn left_to_do(&self) -> String {
+        let keyspace = &self.config.keyspace;
+        format!(
+            "Cassandra's files have it still. Each step on every node before the next, the last one node by node:\n\
+             nodetool repair --full --partitioner-range {keyspace}\n\
+             nodetool flush {keyspace}\n\
+             nodetool garbagecollect --granularity CELL {keyspace} messages quarantine\n\
+             nodetool clearsnapshot --all {keyspace}\n\
+             nodetool drain\n\
+             and stop the node and start it again (docs/erasure.md has another way)"
+        )
     }
 }
 

@@ -2,7 +2,7 @@
 //! started and killed. Never: what is asserted.
 
 #[path = "../../../tests/support/ports.rs"]
-mod ports;
+pub(crate) mod ports;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

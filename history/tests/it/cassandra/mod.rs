@@ -2,6 +2,7 @@
 //! a keyspace that is emptied under a running process, pages over many buckets and epochs.
 
 mod backlog;
+mod erased_files;
 mod late;
 mod ring;
 mod secure;
