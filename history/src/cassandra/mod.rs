@@ -7,8 +7,10 @@
 mod driver;
 mod envelope;
 mod erase;
+mod index;
 mod list;
 mod pace;
+mod partition;
 mod read;
 mod schema;
 mod statements;
