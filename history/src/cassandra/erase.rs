@@ -13,7 +13,8 @@ use weir_nats::{RoomName, Seq};
 
 use super::index::buckets;
 use super::partition::{ERASED_US, KEYS_MAX_ROWS, LogRoom, Partition, Span};
-use super::{Cassandra, Link, lock, read_streams, to_i64, to_seq};
+use super::streams::read_streams;
+use super::{Cassandra, Link, lock, to_i64, to_seq};
 use crate::archive::{ArchiveError, Batch, Erasure, user_of};
 
 /// Orders that are read.

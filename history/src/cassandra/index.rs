@@ -4,7 +4,8 @@
 use weir_nats::Seq;
 
 use super::partition::{LogRoom, Part, Partition, Span};
-use super::{KnownStream, Link, to_i64, to_seq};
+use super::streams::KnownStream;
+use super::{Link, to_i64, to_seq};
 use crate::archive::ArchiveError;
 
 /// Index rows that are read at a time.

@@ -8,7 +8,8 @@ use weir_nats::{Epoch, RoomName, Seq};
 
 use super::index::{Bucket, buckets};
 use super::partition::{AtOffset, LogRoom, Part, Span};
-use super::{Cassandra, Link, read_held, read_streams, schema, to_i64, to_seq};
+use super::streams::{read_held, read_streams};
+use super::{Cassandra, Link, schema, to_i64, to_seq};
 use crate::archive::{ArchiveError, HeldByStream, Quarantined};
 use crate::listing::{About, ListedRoom, ListedRow, ListedRows, RowKey, StreamRecord, Totals};
 

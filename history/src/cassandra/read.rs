@@ -13,7 +13,8 @@ use weir_nats::{Message, RoomName, Seq};
 
 use super::index::{Bucket, buckets, first_after};
 use super::partition::{KEYS_MAX_ROWS, Key, LogRoom, Part, Partition, Span};
-use super::{Cassandra, Link, READS_REST, lock, read_streams};
+use super::streams::read_streams;
+use super::{Cassandra, Link, READS_REST, lock};
 use crate::archive::{ArchiveError, Counted, PageQuery, Rows};
 
 /// Buckets that are read side by side.
