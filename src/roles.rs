@@ -473,10 +473,10 @@ fn suspect(guard: Guard) -> Box<dyn Fn(&str) + Send + Sync> {
 }
 
 fn lookup(reader: Reader) -> ArchiveLookup {
-    Arc::new(move |room, id, after| {
+    Arc::new(move |log, room, id, after| {
         let reader = reader.clone();
         Box::pin(async move {
-            match reader.find(room, id, after).await {
+            match reader.find(log, room, id, after).await {
                 Ok(found) => found,
                 Err(error) => {
                     tracing::warn!(%error, "archive could not be asked for a publish");

@@ -159,13 +159,14 @@ impl Archive {
         }
     }
 
-    /// The newest offset of a room that was stored before `time_ms` (milliseconds since 1970).
+    /// The newest offset of a room that was stored before `time_ms` (milliseconds since 1970); the room
+    /// is in this slot of its log.
     ///
     /// # Errors
     /// When it cannot be read.
     pub async fn older_than(
         &self,
-        log: String,
+        (log, slot): (String, u16),
         room: RoomName,
         time_ms: i64,
     ) -> Result<Option<Seq>, ArchiveError> {
@@ -176,7 +177,7 @@ impl Archive {
                 })
                 .await
             }
-            Self::Cassandra(cassandra) => cassandra.older_than(&log, &room, time_ms).await,
+            Self::Cassandra(cassandra) => cassandra.older_than((&log, slot), &room, time_ms).await,
         }
     }
 
@@ -227,6 +228,7 @@ impl Archive {
     /// When it cannot be read.
     pub async fn find(
         &self,
+        log: String,
         room: RoomName,
         id: String,
         after: Seq,
@@ -234,11 +236,11 @@ impl Archive {
         match self {
             Self::Sqlite(sqlite) => {
                 let sqlite = Arc::clone(sqlite);
-                tokio::task::spawn_blocking(move || sqlite.find(&room, &id, after))
+                tokio::task::spawn_blocking(move || sqlite.find(&log, &room, &id, after))
                     .await
                     .map_err(panicked)?
             }
-            Self::Cassandra(cassandra) => cassandra.find(&room, &id, after).await,
+            Self::Cassandra(cassandra) => cassandra.find(&log, &room, &id, after).await,
         }
     }
 }

@@ -48,9 +48,9 @@ const RESYNC_MAX: usize = 1_024;
 pub type Done = Box<dyn FnOnce(Outcome) + Send>;
 /// Told of a stream's acknowledged message.
 pub type Saw = Arc<dyn Fn(&str, Known) + Send + Sync>;
-/// Looks an id up in the archive: room, id, after.
+/// Looks an id up in the archive: log, room, id, after.
 pub type ArchiveLookup = Arc<
-    dyn Fn(RoomName, String, Seq) -> futures_util::future::BoxFuture<'static, Option<Seq>>
+    dyn Fn(String, RoomName, String, Seq) -> futures_util::future::BoxFuture<'static, Option<Seq>>
         + Send
         + Sync,
 >;

@@ -19,6 +19,8 @@ use crate::archive::{ArchiveError, HeldByStream};
 const CONNECT_RETRY: Duration = Duration::from_secs(1);
 /// Between looks at what other processes archived.
 const POLL_EVERY: Duration = Duration::from_secs(1);
+/// Between questions who the keyspace is while it holds what it held.
+const IDENTIFY_EVERY: Duration = Duration::from_secs(5);
 /// Between warnings that it still is not there, or does not answer.
 const WARN_EVERY: Duration = Duration::from_secs(30);
 
@@ -47,36 +49,34 @@ impl Cassandra {
     /// emptied or restored), then what this process remembers of it is forgotten.
     pub(super) async fn refresh(&self, link: &Link) -> Result<(), ArchiveError> {
         let version = self.held_version.load(Ordering::Acquire);
-        let (meta, _) = schema::ensure(&link.driver, &self.config, new_id).await?;
-        let is_other = {
-            let mut known = lock(&link.meta);
-            let is_other = known.id != meta.id;
-            *known = meta.clone();
-            is_other
+        let mut there = read_held(link).await;
+        // An emptied keyspace holds less, and a dropped one has no tables: asked who it is then, and now and again.
+        let is_suspect = match &there {
+            Ok(there) => {
+                let mine = self.held.borrow();
+                mine.is_empty() || !has_all(there, &mine)
+            }
+            Err(error) if error.temporary => return Err(error.clone()),
+            Err(_) => true,
         };
-        let there = read_held(link).await?;
+        let mut is_other = false;
+        if is_suspect || lock(&self.identified).elapsed() >= IDENTIFY_EVERY {
+            is_other = self.identify(link).await?;
+            if is_other || there.is_err() {
+                // Ranges are claimed for an identity.
+                there = read_held(link).await;
+            }
+        }
+        let there = there?;
         Box::pin(self.refresh_erasures(link)).await?;
-        let is_less = |mine: &HeldByStream| {
-            mine.iter().any(|(stream, held)| {
-                let has = |from, to| {
-                    there
-                        .get(stream)
-                        .is_some_and(|there| there.covers(Seq::new(from).just_before(), to))
-                };
-                !held
-                    .ranges()
-                    .iter()
-                    .all(|(from, to)| has(*from, Seq::new(*to)))
-            })
-        };
         // A write of this process may have come between; the next look sees both.
         if self.held_version.load(Ordering::Acquire) != version && !is_other {
             return Ok(());
         }
-        if is_other || is_less(&self.held.borrow()) {
+        if is_other || !has_all(&there, &self.held.borrow()) {
             tracing::error!(
                 keyspace = self.config.keyspace,
-                archive = meta.id,
+                archive = lock(&link.meta).id,
                 "the keyspace was emptied or restored: filling it again from what the streams have"
             );
             *lock(&self.writer) = Writer::default();
@@ -88,6 +88,36 @@ impl Cassandra {
         });
         Ok(())
     }
+
+    /// Asks the keyspace who it is, and makes what is missing of it. True if it is another one than before.
+    async fn identify(&self, link: &Link) -> Result<bool, ArchiveError> {
+        let keyspace = &self.config.keyspace;
+        let meta = match schema::read_identity(&link.driver, keyspace).await {
+            Ok(Some(meta)) => meta,
+            Err(error) if error.temporary => return Err(error),
+            // Emptied, or without tables.
+            Ok(None) | Err(_) => {
+                let ensured = schema::ensure(&link.driver, &self.config, new_id).await?;
+                ensured.0
+            }
+        };
+        *lock(&self.identified) = Instant::now();
+        let mut known = lock(&link.meta);
+        let is_other = known.id != meta.id;
+        *known = meta;
+        Ok(is_other)
+    }
+}
+
+/// True if `there` covers all that is held by `mine`.
+fn has_all(there: &HeldByStream, mine: &HeldByStream) -> bool {
+    mine.iter().all(|(stream, held)| {
+        held.ranges().iter().all(|(from, to)| {
+            there
+                .get(stream)
+                .is_some_and(|there| there.covers(Seq::new(*from).just_before(), Seq::new(*to)))
+        })
+    })
 }
 
 /// Connects in the end, and looks what others archived, as long as somebody uses the archive. Tells

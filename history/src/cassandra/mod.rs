@@ -63,6 +63,8 @@ pub struct Cassandra {
     pages_read: AtomicU64,
     /// What no append may take.
     erasures: Mutex<Arc<Matcher>>,
+    /// When the keyspace said last who it is.
+    identified: Mutex<Instant>,
     /// Reads fail at once until then.
     resting_until: Mutex<Option<Instant>>,
 }
@@ -94,6 +96,7 @@ impl Cassandra {
             pace: pace::Pace::default(),
             pages_read: AtomicU64::new(0),
             erasures: Mutex::default(),
+            identified: Mutex::new(Instant::now()),
             resting_until: Mutex::new(None),
         });
         let (first, connected) = oneshot::channel();

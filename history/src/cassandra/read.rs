@@ -13,7 +13,7 @@ use weir_nats::{Message, RoomName, Seq};
 
 use super::index::{Bucket, buckets, first_after};
 use super::partition::{KEYS_MAX_ROWS, Key, LogRoom, Part, Partition, Span};
-use super::streams::read_streams;
+use super::streams::read_streams_of;
 use super::{Cassandra, Link, READS_REST, lock};
 use crate::archive::{ArchiveError, Counted, PageQuery, Rows};
 
@@ -44,18 +44,19 @@ impl Cassandra {
         .await
     }
 
-    /// The newest offset of a room that was stored before `time_ms` (milliseconds since 1970).
+    /// The newest offset of a room that was stored before `time_ms` (milliseconds since 1970); the room
+    /// is in this slot of its log, so that it costs the same however many there are.
     ///
     /// # Errors
     /// When it cannot be read.
     pub async fn older_than(
         &self,
-        log: &str,
+        (log, slot): (&str, u16),
         room: &RoomName,
         time_ms: i64,
     ) -> Result<Option<Seq>, ArchiveError> {
         let of = LogRoom { log, room };
-        self.reading(|link| async move { older_than(&link, of, time_ms).await })
+        self.reading(|link| async move { older_than(&link, (of, slot), time_ms).await })
             .await
     }
 
@@ -92,41 +93,31 @@ impl Cassandra {
         .await
     }
 
-    /// The offset under which a message id is archived in a room, in any log.
+    /// The offset under which a message id is archived in a room.
     ///
     /// # Errors
     /// When it cannot be read.
     pub async fn find(
         &self,
+        log: &str,
         room: &RoomName,
         id: &str,
         after: Seq,
     ) -> Result<Option<Seq>, ArchiveError> {
+        let of = LogRoom { log, room };
+        let span = Span {
+            after,
+            ..Span::ALL_BACKWARD
+        };
         self.reading(|link| async move {
-            let mut logs: Vec<String> = read_streams(&link)
-                .await?
-                .into_iter()
-                .map(|stream| stream.log)
-                .collect();
-            logs.sort();
-            logs.dedup();
             let mut found = None;
-            for log in &logs {
-                let span = Span {
-                    after,
-                    ..Span::ALL_BACKWARD
-                };
-                keys_backward(&link, LogRoom { log, room }, span, |key| {
-                    if key.id == id {
-                        found = Some(key.seq);
-                    }
-                    found.is_none()
-                })
-                .await?;
-                if found.is_some() {
-                    break;
+            keys_backward(&link, of, span, |key| {
+                if key.id == id {
+                    found = Some(key.seq);
                 }
-            }
+                found.is_none()
+            })
+            .await?;
             Ok(found)
         })
         .await
@@ -309,11 +300,11 @@ async fn keys_backward(
 /// second behind it, so only that second's messages are looked at in vain.
 async fn older_than(
     link: &Link,
-    of: LogRoom<'_>,
+    (of, slot): (LogRoom<'_>, u16),
     time_ms: i64,
 ) -> Result<Option<Seq>, ArchiveError> {
-    let mut streams = read_streams(link).await?;
-    streams.retain(|stream| stream.log == of.log);
+    let mut streams = read_streams_of(link, of.log).await?;
+    streams.retain(|stream| stream.slot == slot);
     let mut span = Span {
         up_to: Seq::ZERO,
         ..Span::ALL_BACKWARD

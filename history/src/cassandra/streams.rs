@@ -14,6 +14,21 @@ const STREAMS_MAX: usize = 100_000;
 /// Ranges that it is read to hold.
 const RANGES_MAX: usize = 1_000_000;
 
+/// Log, stream, slot, epoch, from, created; then the highest message known: sequence, id, time (ms).
+type StreamRow = (
+    String,
+    String,
+    Option<i32>,
+    Option<String>,
+    Option<i64>,
+    Option<String>,
+    Option<i64>,
+    Option<String>,
+    Option<i64>,
+);
+/// Archive, stream, from, to.
+type HeldRow = (String, String, i64, i64);
+
 /// A stream as the keyspace knows it.
 pub(super) struct KnownStream {
     pub(super) log: String,
@@ -24,37 +39,44 @@ pub(super) struct KnownStream {
     pub(super) known: Known,
 }
 
+/// All streams.
 pub(super) async fn read_streams(link: &Link) -> Result<Vec<KnownStream>, ArchiveError> {
-    type Row = (
-        (String, String, Option<i32>, Option<String>, Option<i64>),
-        (Option<String>, Option<i64>, Option<String>, Option<i64>),
-    );
-    let rows = link.statements.streams(&link.driver, STREAMS_MAX).await?;
-    let read = |((log, stream, slot, epoch, from), (created, seq, id, time_ms)): Row| {
-        // A row whose first half is not there yet is of another process, this very moment.
-        let epoch = Epoch::new(&epoch?).ok()?;
-        Some(KnownStream {
-            log,
-            stream,
-            slot: u16::try_from(slot?).ok()?,
-            epoch,
-            from: to_seq(from?),
-            known: Known {
-                created: created.unwrap_or_default(),
-                seq: to_seq(seq.unwrap_or(0)),
-                id: id.unwrap_or_default(),
-                time_ms: time_ms.unwrap_or(0),
-            },
-        })
-    };
-    Ok(rows
-        .into_iter()
-        .filter_map(|(a, b, c, d, e, f, g, h, i)| read(((a, b, c, d, e), (f, g, h, i))))
-        .collect())
+    let select = &link.statements.select_streams;
+    let rows = link.driver.scan(select, (), STREAMS_MAX).await?;
+    Ok(rows.into_iter().filter_map(known_stream).collect())
+}
+
+/// The streams of one log: one partition.
+pub(super) async fn read_streams_of(
+    link: &Link,
+    log: &str,
+) -> Result<Vec<KnownStream>, ArchiveError> {
+    let select = &link.statements.select_streams_of;
+    let rows = link.driver.scan(select, (log,), STREAMS_MAX).await?;
+    Ok(rows.into_iter().filter_map(known_stream).collect())
+}
+
+/// `None`: a row whose first half is not there yet is of another process, this very moment.
+fn known_stream(row: StreamRow) -> Option<KnownStream> {
+    let (log, stream, slot, epoch, from, created, seq, id, time_ms) = row;
+    Some(KnownStream {
+        log,
+        stream,
+        slot: u16::try_from(slot?).ok()?,
+        epoch: Epoch::new(&epoch?).ok()?,
+        from: to_seq(from?),
+        known: Known {
+            created: created.unwrap_or_default(),
+            seq: to_seq(seq.unwrap_or(0)),
+            id: id.unwrap_or_default(),
+            time_ms: time_ms.unwrap_or(0),
+        },
+    })
 }
 
 pub(super) async fn read_held(link: &Link) -> Result<HeldByStream, ArchiveError> {
-    let rows = link.statements.held(&link.driver, RANGES_MAX).await?;
+    let select = &link.statements.select_held;
+    let rows: Vec<HeldRow> = link.driver.scan(select, (), RANGES_MAX).await?;
     let own = lock(&link.meta).id.clone();
     let mut held: HashMap<String, Held> = HashMap::new();
     for (archive, stream, from, to) in rows {

@@ -148,7 +148,8 @@ impl Reader {
         // A little earlier, so that those who ask within a second ask the same.
         let time_ms = time_ms - time_ms.rem_euclid(TIME_STEP_MS);
         let at = self.view(&place.current().stream).end();
-        match archive.older_than(&place.log, room, time_ms, at).await {
+        let at_slot = (place.log.as_str(), place.slot);
+        match archive.older_than(at_slot, room, time_ms, at).await {
             Ok(found) => Ok(found.unwrap_or_default()),
             // It is only a short cut: what the stream has does not need the archive.
             Err(error) if error.temporary => Ok(Seq::ZERO),
@@ -183,7 +184,8 @@ impl Reader {
             && place.generations.len() == 1
         {
             let at = self.view(&place.current().stream).end();
-            match archive.last_before(&place.log, room, time_ms, at).await {
+            let at_slot = (place.log.as_str(), place.slot);
+            match archive.last_before(at_slot, room, time_ms, at).await {
                 Ok(last) => top = last.or(top),
                 // Messages above are left out when they were read.
                 Err(error) if error.temporary => {}

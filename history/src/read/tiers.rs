@@ -37,13 +37,14 @@ impl Reader {
     /// When the archive does not answer.
     pub async fn find(
         &self,
+        log: String,
         room: RoomName,
         id: String,
         after: Seq,
     ) -> Result<Option<Seq>, ReadError> {
         match &self.archive {
             Some(reads) => {
-                let found = reads.archive().find(room, id, after);
+                let found = reads.archive().find(log, room, id, after);
                 Ok(found.await.map_err(Arc::new)?)
             }
             None => Ok(None),
