@@ -132,6 +132,14 @@ impl Archive {
         }
     }
 
+    /// Says that a stream is archived from here on, after another process may have: what it wrote and did not
+    /// claim is looked for before anything is written.
+    pub fn take_over(&self, stream: &str) {
+        if let Self::Cassandra(cassandra) = self {
+            cassandra.take_over(stream);
+        }
+    }
+
     /// Makes a batch durable.
     ///
     /// # Errors

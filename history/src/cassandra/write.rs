@@ -30,8 +30,8 @@ pub(super) struct Writer {
     users: HashSet<(String, Indexed)>,
     /// Of each stream: the second that was written last, and its lowest offset.
     seconds: HashMap<String, (i64, Seq)>,
-    /// Of each stream: rows up to here may be there that no range tells of, from before this
-    /// process; and up to where it has said that it may write.
+    /// Of each stream: rows up to here may be there that no range tells of, from before this process
+    /// took it over; and up to where it has said that it may write.
     intents: HashMap<String, (Seq, Seq)>,
 }
 

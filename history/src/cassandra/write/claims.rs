@@ -14,6 +14,11 @@ use crate::held::Held;
 const INTENT_AHEAD: u64 = 16_384;
 
 impl Cassandra {
+    /// Forgets how far others may have written rows of a stream: one of them may have, since it was asked.
+    pub fn take_over(&self, stream: &str) {
+        lock(&self.writer).intents.remove(stream);
+    }
+
     /// Says once in a process that a stream is there.
     pub(super) async fn declare(&self, link: &Link, batch: &Batch) -> Result<(), ArchiveError> {
         let generation = &batch.generation;

@@ -5,6 +5,7 @@ mod backlog;
 mod late;
 mod ring;
 mod secure;
+mod taken_over;
 mod workers;
 
 use std::collections::BTreeMap;
