@@ -25,6 +25,7 @@ use self::queue::{SlotQueue, Ticket, not_sent};
 use self::sender::Sender;
 use crate::ambient::random;
 use crate::connect::Links;
+use crate::figures::Figure;
 use crate::guard::{Guard, Known};
 use crate::message::{Author, stamp};
 use crate::partition::slot_of;
@@ -187,6 +188,17 @@ impl Publisher {
     pub fn waiting_bytes(&self) -> usize {
         let queues = self.0.slots.values().flatten();
         queues.map(|queue| queue.waiting_bytes()).sum()
+    }
+
+    /// The same, for a metrics page.
+    #[must_use]
+    pub fn figure(&self) -> Figure {
+        Figure::single(
+            "weir_publish_waiting_bytes",
+            "Bytes that wait to be published.",
+            "gauge",
+            self.waiting_bytes() as f64,
+        )
     }
 
     /// Waits until every message that was taken before this call is answered, which is within
