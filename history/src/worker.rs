@@ -281,6 +281,8 @@ impl Worker {
     async fn compare(&self, generation: &Generation) -> Result<(), String> {
         let stream = &generation.stream;
         let text = |error: &dyn std::fmt::Display| error.to_string();
+        // Another worker may have had the stream since this process wrote into it last.
+        self.archive.take_over(stream);
         let all = self.archive.known().await.map_err(|e| text(&e))?;
         let Some((_, known)) = all.into_iter().find(|(name, _)| name == stream) else {
             return Ok(());

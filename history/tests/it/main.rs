@@ -14,6 +14,8 @@ mod figures;
 mod holes;
 mod listing;
 mod names;
+#[path = "../../../tests/support/names.rs"]
+mod names_support;
 #[path = "../../../tests/support/cassandra.rs"]
 mod node;
 mod pages;

@@ -1,8 +1,14 @@
 //! Knows: a nats-server of the test's own, an archive in a temporary folder, a worker that can be
 //! started and killed. Never: what is asserted.
 
+#[path = "../../../tests/support/length.rs"]
+mod length;
+#[path = "../../../tests/support/logs.rs"]
+mod logs;
 #[path = "../../../tests/support/ports.rs"]
 pub(crate) mod ports;
+#[path = "../../../tests/support/rng.rs"]
+mod rng;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,21 +30,13 @@ use weir_nats::guard::{Guard, Known};
 use weir_nats::message::stamp;
 use weir_nats::placement::Place;
 use weir_nats::replay::Replay;
-use weir_nats::stream::{LogConfig, Storage, context};
+use weir_nats::stream::context;
 use weir_nats::{Author, Door, Message, Orders, Placements, RoomName, Seq};
 
 use crate::cassandra::config_at;
 use crate::node::{Keyspace, cql, shared_node};
-
-/// True in `make test-long`.
-pub(crate) fn long() -> bool {
-    std::env::var("WEIR_TEST_LONG").is_ok_and(|value| value == "1")
-}
-
-/// `short` in `make test`, `whole` in `make test-long`.
-pub(crate) fn either<T>(short: T, whole: T) -> T {
-    if long() { whole } else { short }
-}
+pub(crate) use length::either;
+pub(crate) use rng::Rng;
 
 /// Longest wait for anything.
 pub(crate) const WITHIN: Duration = Duration::from_secs(12);
@@ -179,19 +177,9 @@ impl Rig {
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
         let placements = Placements::default();
-        let log = LogConfig {
-            name: "rooms".into(),
-            slots: 1,
-            max_age: Duration::ZERO,
-            max_bytes: -1,
-            max_messages: -1,
-            storage: Storage::File,
-            replicas: 1,
-            duplicate_window: Duration::from_secs(120),
-        };
         let guard = Guard::start(
             &links,
-            vec![log],
+            vec![logs::rooms()],
             placements.clone(),
             known,
             Orders::default(),
@@ -402,33 +390,6 @@ pub(crate) fn author() -> Author {
         client: "c1".into(),
         info: Some(Bytes::from_static(b"{\"name\":\"Ann\"}")),
         door: Door::Socket,
-    }
-}
-
-/// SplitMix64: small, seeded, the same everywhere.
-pub(crate) struct Rng(u64);
-
-impl Rng {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `bound`, which is not 0.
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    /// One of them.
-    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[usize::try_from(self.below(from.len() as u64)).unwrap()]
     }
 }
 
