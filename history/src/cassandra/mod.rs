@@ -17,7 +17,7 @@ mod write;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -45,6 +45,8 @@ const POLL_EVERY: Duration = Duration::from_secs(1);
 const WELL_WITHIN: Duration = Duration::from_secs(10);
 /// Between warnings that it still is not there, or does not answer.
 const WARN_EVERY: Duration = Duration::from_secs(30);
+/// After so many looks in a row without an answer the keyspace may come back as another one.
+const MISSED_LOOKS_MAX: u32 = 2;
 /// After a read that failed, others fail at once for so long instead of waiting as well.
 const READS_REST: Duration = Duration::from_secs(1);
 /// Streams that a keyspace is read to have: generations of all slots of all logs.
@@ -120,6 +122,10 @@ pub struct Cassandra {
     erasures: Mutex<Arc<Matcher>>,
     /// Reads fail at once until then.
     resting_until: Mutex<Option<Instant>>,
+    /// Looks in a row that found no answer.
+    missed_looks: AtomicU32,
+    /// How often the keyspace was found emptied or put back to an older state.
+    put_backs: AtomicU64,
 }
 
 /// What there is once the cluster has answered.
@@ -150,6 +156,8 @@ impl Cassandra {
             pages_read: AtomicU64::new(0),
             erasures: Mutex::default(),
             resting_until: Mutex::new(None),
+            missed_looks: AtomicU32::new(0),
+            put_backs: AtomicU64::new(0),
         });
         let (first, connected) = oneshot::channel();
         tokio::spawn(follow(Arc::downgrade(&cassandra), first));
@@ -275,6 +283,18 @@ impl Cassandra {
             .collect())
     }
 
+    /// Grows whenever the keyspace was found emptied or put back to an older state.
+    #[must_use]
+    pub fn put_backs(&self) -> u64 {
+        self.put_backs.load(Ordering::Acquire)
+    }
+
+    /// True if it did not answer for so long that it may come back with less than it is known to hold:
+    /// until it was looked at again, nothing that is read may be taken for whole.
+    fn is_doubtful(&self) -> bool {
+        self.missed_looks.load(Ordering::Acquire) >= MISSED_LOOKS_MAX
+    }
+
     /// How many pages were read from it since it was opened.
     #[must_use]
     pub fn pages_read(&self) -> u64 {
@@ -318,6 +338,7 @@ impl Cassandra {
                 "the keyspace was emptied or restored: filling it again from what the streams have"
             );
             *lock(&self.writer) = Writer::default();
+            self.put_backs.fetch_add(1, Ordering::AcqRel);
         }
         self.held.send_if_modified(|held| {
             let changed = *held != there;
@@ -355,9 +376,13 @@ async fn follow(
             }
             Ok(link) => (POLL_EVERY, cassandra.refresh(&link).await),
         };
+        if looked.is_err() {
+            cassandra.missed_looks.fetch_add(1, Ordering::AcqRel);
+        }
         match looked {
             Ok(()) => {
                 *lock(&cassandra.last_answer) = Some(Instant::now());
+                cassandra.missed_looks.store(0, Ordering::Release);
                 warned = None;
             }
             Err(error) if warned.is_some_and(|at| at.elapsed() < WARN_EVERY) => {
