@@ -51,6 +51,9 @@ sdk_ready() {
   npm ci --prefix tests/sdk --no-audit --no-fund
 }
 
+# What tests measured, as `test: figure`; shown at the end.
+export WEIR_TEST_FIGURES=$PWD/$results/figures.log
+
 # One node of Cassandra for all tests, on free ports and in a folder of its own. It ends when pipe 7 does: with this script.
 node_folder=
 node_script=
@@ -117,6 +120,7 @@ if [ -f tests/sdk/package.json ]; then
   step sdk env WEIR_BIN="$target/debug/weir" npm test --prefix tests/sdk
 fi
 
+if [ -s "$WEIR_TEST_FIGURES" ]; then printf '\n== figures\n' && sort "$WEIR_TEST_FIGURES"; fi
 printf '\n'
 for failure in ${failures[@]+"${failures[@]}"}; do echo "failed: $failure"; done
 echo "$passed passed, $failed failed"

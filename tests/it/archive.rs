@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::figures::figure;
 use crate::harness::client::{Client, Failure, Page, Position, publish_body};
 use crate::harness::rig::Rig;
 use crate::harness::{Rng, either, heavy, scan, seed, until};
@@ -149,6 +150,7 @@ async fn ten_thousand_messages_read_back_over_archive_and_stream() {
     js.update_stream(config).await.unwrap();
     assert_eq!(scan::stream(&rig.nats).await.len(), 500);
 
+    let start = std::time::Instant::now();
     let sample = either(12, rooms);
     let mut rng = Rng::new(seed);
     for (number, (room, texts)) in all.iter().enumerate() {
@@ -168,6 +170,12 @@ async fn ten_thousand_messages_read_back_over_archive_and_stream() {
             assert_eq!(&paged, texts, "{room} in pages of {page_size}");
         }
     }
+
+    figure!(
+        "{} messages of {rooms} rooms read forward, backward and of {sample} rooms by page in {:.1?}",
+        rooms * each,
+        start.elapsed()
+    );
 
     // Recovery of everything, from the archive: the first page in the reply, the rest as pushes.
     let (room, texts) = all.first_key_value().unwrap();

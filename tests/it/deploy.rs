@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 
+use crate::figures::figure;
 use crate::harness::client::{Client, Failure, Position, publish_body};
 use crate::harness::rig::Rig;
 use crate::harness::{either, heavy, scan, until};
@@ -113,7 +114,7 @@ async fn everybody_comes_back_and_the_archive_is_read_once_a_room() {
     let read = metric("weir_history_reads_total{tier=\"archive\"}").await;
     let queries = metric("weir_history_archive_queries_total").await;
     let from_ring = metric("weir_history_reads_total{tier=\"ring\"}").await;
-    eprintln!(
+    figure!(
         "{clients} clients in {rooms} rooms came back in {took:?}: {from_ring} from rings, \
          {read} pages of the archive, {queries} queries"
     );

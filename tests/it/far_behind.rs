@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::figures::figure;
 use crate::harness::client::{Client, Position, publish_body};
 use crate::harness::rig::Rig;
 use crate::harness::{either, heavy, scan, until};
@@ -154,7 +155,7 @@ async fn a_client_very_far_behind_recovers_while_a_hundred_others_chat() {
     })
     .await;
     let took = start.elapsed();
-    eprintln!(
+    figure!(
         "{count} messages behind: recovered in {took:?}, {} KiB more memory; \
          chat p50 / p99 alone {:?} / {:?}, beside it {:?} / {:?}",
         (most - before) >> 10,

@@ -8,6 +8,7 @@ use async_nats::HeaderMap;
 use futures_util::{FutureExt as _, StreamExt as _};
 use serde_json::Value;
 
+use crate::figures::figure;
 use crate::harness::rig::Rig;
 use crate::harness::scan;
 use crate::harness::until;
@@ -69,6 +70,7 @@ async fn forged_headers_change_nothing() {
         ("Weir-Tags", "{\"k\":\"v\"}"),
         ("Room-Name", "chat:other"),
     ];
+    figure!("{} forged headers", forged.len());
     let mut headers = HeaderMap::new();
     for (name, value) in forged {
         headers.append(name, value);
@@ -131,6 +133,7 @@ async fn the_server_refuses_what_a_bot_may_not_publish_or_hear() {
         "$SYS.REQ.SERVER.PING",
         "_INBOX.weir.x",
     ];
+    figure!("{} subjects refused to a publisher", subjects.len());
     for subject in subjects {
         bot.publish(subject, "\"forged\"".into()).await.unwrap();
     }
@@ -183,6 +186,7 @@ async fn a_reply_subject_is_no_way_to_publish() {
         "_INBOX.x",
         "_INBOX.bot",
     ];
+    figure!("{} reply subjects", replies.len());
     let mut heard = spy.subscribe(">").await.unwrap();
     spy.flush().await.unwrap();
     let placement = scan::generations(&rig.nats).await;

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::checker::{Expect, Least, require_valid};
+use crate::figures::figure;
 use crate::harness::rig::{Rig, Size};
 use crate::harness::{either, heavy, seed, until};
 
@@ -44,6 +45,7 @@ async fn what_is_unknown_for_longer_than_the_duplicate_window_is_never_stored_tw
         unready_after < Duration::from_secs(15),
         "not ready only after {unready_after:?}"
     );
+    figure!("frozen for {freeze:?}; not ready after {unready_after:.1?}");
     let unanswered: usize = rig.writers.iter().map(|writer| writer.unanswered()).sum();
     assert_eq!(unanswered, 0, "publishes that had no answer within 5 s");
     until("weir is ready again", Duration::from_secs(60), async || {

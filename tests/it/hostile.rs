@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use serde_json::Value;
 
+use crate::figures::figure;
 use crate::harness::client::{Client, Failure};
 use crate::harness::rig::Rig;
 use crate::harness::within;
@@ -129,6 +130,7 @@ async fn the_door_answers_hostile_requests_with_the_documented_code() {
         ("not stored", "say.bot.loose.a", b"1", 108),
     ];
     let mut wrong = Vec::new();
+    figure!("{} requests at the door", cases.len());
     for (name, subject, data, want) in cases {
         // A subject that nobody listens on is an answer too: no responders.
         let request = bot.request(subject.to_string(), data.to_vec().into());

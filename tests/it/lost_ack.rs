@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::checker::event::What;
 use crate::checker::{Expect, Least, require_valid};
+use crate::figures::figure;
 use crate::harness::client::{Failure, is_unknown};
 use crate::harness::rig::Rig;
 use crate::harness::{Rng, either, heavy, scan, seed, until};
@@ -43,7 +44,7 @@ async fn one_in_five_acknowledgements_is_lost_and_each_message_is_stored_once() 
     rig.settle().await;
     rig.scan().await;
     rig.require_calm();
-    eprintln!("{} acknowledgements were lost", lost.count());
+    figure!("{} acknowledgements were lost", lost.count());
     let least = Least {
         acks: 100,
         receipts: 400,

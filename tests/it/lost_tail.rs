@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::checker::event::{What, hash_of};
 use crate::checker::{Expect, Least, require_valid};
+use crate::figures::figure;
 use crate::harness::record::payload;
 use crate::harness::rig::Rig;
 use crate::harness::{either, until};
@@ -63,7 +64,7 @@ async fn the_last_live_message_is_lost_and_everyone_has_it_within_ten_seconds() 
             slowest = slowest.max(since.elapsed());
         }
     }
-    eprintln!(
+    figure!(
         "the slowest of {} lost tails came after {slowest:?}",
         counter / 3
     );

@@ -18,6 +18,8 @@ mod checker;
 mod deploy;
 mod erase;
 mod far_behind;
+#[path = "../support/figures.rs"]
+mod figures;
 mod forged;
 mod frozen;
 mod harness;

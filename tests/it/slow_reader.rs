@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::figures::figure;
 use crate::harness::client::{Client, Failure, Position};
 use crate::harness::rig::Rig;
 use crate::harness::{either, heavy, until};
@@ -173,7 +174,7 @@ async fn a_short_stop_keeps_the_socket_and_a_long_one_ends_in_no_pong() {
         let mut most = start;
         stop_briefly(&rig, &mut traffic, bytes, &mut steady, stop_for, &mut most).await;
         one = most - start;
-        eprintln!("round {round}: one stopped reader: {one} bytes more than {start}");
+        figure!("round {round}: one stopped reader: {one} bytes more than {start}");
     }
 
     let first = traffic.sent;
@@ -190,7 +191,7 @@ async fn a_short_stop_keeps_the_socket_and_a_long_one_ends_in_no_pong() {
     let mut most = start;
     stop_briefly(&rig, &mut traffic, bytes, &mut short, stop_for, &mut most).await;
     let extra = (most - start).saturating_sub(one) / STOPPED;
-    eprintln!(
+    figure!(
         "{STOPPED} more stopped: {} bytes more than {start}: {extra} each",
         most - start
     );

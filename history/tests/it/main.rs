@@ -9,6 +9,8 @@ mod rig;
 mod archive;
 mod cassandra;
 mod erase;
+#[path = "../../../tests/support/figures.rs"]
+mod figures;
 mod flipped;
 mod holes;
 mod listing;

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use weir_history::{Ask, Reader, Window};
 use weir_nats::{RoomName, Seq};
 
+use crate::figures::figure;
 use crate::rig::{Kind, Rig, room};
 
 for_each_archive! {
@@ -129,6 +130,7 @@ async fn a_thousand_who_ask_at_once_are_two_queries_while_the_room_is_written(ki
         ask.await.unwrap();
     }
     let queries = reader.metrics().queries.value();
+    figure!("{ASKS} ask at once: {queries} queries");
     assert!((1..=2).contains(&queries), "{queries} queries");
 }
 
@@ -161,5 +163,6 @@ async fn who_asks_over_seconds_is_a_query_a_second_while_the_room_is_written(kin
     assert!(held_after > held_before, "the watermark moved");
     let seconds = i64::try_from(start.elapsed().as_secs()).unwrap();
     let queries = reader.metrics().queries.value();
+    figure!("{ASKS} ask over {seconds} s: {queries} queries");
     assert!(queries <= seconds + 2, "{queries} queries in {seconds} s");
 }

@@ -11,6 +11,7 @@ mod mutate;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 
+use crate::figures::figure;
 use event::{At, Event, History, Id, Seen, Tier, Via, What, show_id};
 
 /// What the run promises beyond the invariants, and how much of it must have happened.
@@ -659,7 +660,7 @@ fn room_of(what: &What) -> Option<u32> {
 /// Fails the test unless the record is valid; shows the first witnesses, keeps the whole record.
 pub(crate) fn require_valid(history: &History, expect: &Expect) -> Tally {
     let tally = Tally::of(history);
-    eprintln!("checker: {tally:?}");
+    figure!("{tally:?}");
     match check(history, expect) {
         Verdict::Valid => tally,
         Verdict::Unknown(reason) => panic!("checker: unknown, {reason}"),

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::event::{At, Event, History, Id, Seen, Tier, Via, What};
 use super::{Expect, Verdict, check, generate};
+use crate::figures::figure;
 use crate::harness::Rng;
 
 /// The kinds of broken promise, one name each.
@@ -295,6 +296,7 @@ fn a_thousand_broken_histories_are_all_caught() {
             total += 1;
         }
     }
+    figure!("{total} broken histories of {} kinds caught", KINDS.len());
     assert!(
         KINDS.iter().all(|kind| caught.get(kind) >= Some(&30)),
         "{caught:?}"

@@ -11,6 +11,7 @@ use super::weir::{Config, Weir, tail};
 use super::writer::{Plan, Writer};
 use super::{Rng, scan, until, within};
 use crate::checker::event::What;
+use crate::figures::figure;
 use crate::proxy::Proxy;
 
 /// After a heal every subscriber has everything within this.
@@ -178,7 +179,7 @@ impl Rig {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        eprintln!("settled after {:?}", start.elapsed());
+        figure!("settled after {:.1?}", start.elapsed());
         self.recorder.push(What::Settled);
     }
 
@@ -208,7 +209,7 @@ impl Rig {
         .await;
         let streamed = scan::record_stream(&self.recorder, &self.nats).await;
         let archived = scan::record_archive(&self.recorder, &archive).await;
-        eprintln!("scanned {streamed} rows of the stream and {archived} of the archive");
+        figure!("scanned {streamed} rows of the stream and {archived} of the archive");
     }
 
     /// What no run may show, whatever was injected.

@@ -10,6 +10,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
 use super::{Bystander, Want, judge};
+use crate::figures::figure;
 use crate::harness::client::{Client, Failure};
 use crate::harness::rig::Rig;
 
@@ -437,6 +438,7 @@ async fn hostile_frames_get_the_documented_code_and_nobody_else_notices() {
         failed.extend(judge(name, want, &got).err());
         count += 1;
     }
+    figure!("{count} frames");
     assert!(count >= 60, "only {count} cases");
     assert!(
         failed.is_empty(),
@@ -596,6 +598,7 @@ async fn hostile_handshakes_are_refused() {
         ),
     ];
     let mut failed = Vec::new();
+    figure!("{} handshakes", cases.len());
     for (name, request, wanted) in cases {
         let got = http(&address, request).await;
         if !wanted.contains(&got) {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Bystander;
+use crate::figures::figure;
 use crate::harness::client::{Client, Failure, publish_body};
 use crate::harness::rig::Rig;
 use crate::harness::{Rng, heavy, seed};
@@ -174,5 +175,6 @@ async fn ten_thousand_names_never_meet() {
             "{name:?}: {refused:?}"
         );
     }
+    figure!("{} names", names.len());
     bystander.require_peace(&mut rig).await;
 }

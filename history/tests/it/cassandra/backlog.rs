@@ -16,6 +16,7 @@ use weir_history::Archive;
 use weir_nats::{RoomName, Seq};
 
 use super::config_at;
+use crate::figures::figure;
 use crate::node::Node;
 use crate::rig::{Rig, STREAM, all_forward, either, room};
 
@@ -129,7 +130,7 @@ async fn a_backlog_is_whole_after_twenty_kills_and_an_outage() {
         .await
         .expect("archived in time")
         .unwrap();
-    eprintln!(
+    figure!(
         "{count} messages, {KILLS} kills: half published in {publishing:?}, archived {:?} after the last kill",
         began.elapsed()
     );

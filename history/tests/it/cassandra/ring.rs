@@ -12,6 +12,7 @@ use weir_history::{Archive, ReadError, Window};
 use weir_nats::Seq;
 
 use super::{batch, config_at, message};
+use crate::figures::figure;
 use crate::node::Ring;
 use crate::rig::{Rig, STREAM, all_forward, either, pairs, room};
 
@@ -73,7 +74,7 @@ async fn one_node_is_nobodys_business_and_two_are_healed_from() {
     ring.node(2).kill();
     let (killed, errors) = work(&archive, &mut next, Duration::from_secs(5)).await;
     assert!(errors.is_empty(), "one is killed: {errors:?}");
-    eprintln!("slowest write: calm {calm:?}, one frozen {frozen:?}, one killed {killed:?}");
+    figure!("slowest write: calm {calm:?}, one frozen {frozen:?}, one killed {killed:?}");
     assert!(frozen.max(killed) < WRITE_WITHIN);
 
     // A room through the whole path, archived while two of three live.

@@ -9,6 +9,7 @@ use weir_history::held::Held;
 use weir_history::sqlite::Synchronous;
 use weir_nats::Seq;
 
+use crate::figures::figure;
 use crate::power::archived::{self, Archived};
 use crate::power::below;
 use crate::power::disk::{Cut, Disk};
@@ -73,7 +74,7 @@ fn cut_and_count(synchronous: Synchronous, enough: impl Fn(&Tally) -> bool) -> O
         count(&mut tally, &mut durable, &said, &archived::read(&file));
     }
     let took = start.elapsed();
-    eprintln!("synchronous = {synchronous:?}: {tally:?} in {took:.1?}");
+    figure!("synchronous = {synchronous:?}: {tally:?} in {took:.1?}");
     goes_on(&file, synchronous, &mut durable);
     Some(tally)
 }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use weir_history::held::Held;
 use weir_nats::Seq;
 
+use crate::figures::figure;
 use crate::power::archived::{self, Archived};
 use crate::power::below;
 use crate::power::disk::{Cut, Disk};
@@ -107,7 +108,7 @@ async fn the_worker_loses_and_doubles_nothing_over_power_cuts() {
     process.kill();
     let found = archived::read(&file).remove(STREAM).unwrap();
     let record = record.lock().unwrap();
-    eprintln!(
+    figure!(
         "worker: {cuts} cuts, {commits} commits seen, {} rows acknowledged, {} published, in {:.1?}",
         durable.end(),
         record.len(),
