@@ -12,7 +12,7 @@ use weir_nats::{Orders, Seq};
 use crate::held::Held;
 
 /// Ranges that are remembered as not to be found; beyond it nothing below their end is looked for.
-const ABSENT_MAX_RANGES: usize = 10_000;
+const ABSENT_MAX_RANGES: usize = 1_000;
 
 /// What is remembered of a stream while it is followed.
 #[derive(Debug, Default)]
