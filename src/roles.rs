@@ -158,6 +158,7 @@ impl Roles {
             wake,
             Arc::clone(&worker_metrics),
         )
+        .with_orders(orders.clone())
         .among_others(links.live.clone());
         tasks.spawn(worker.run(tasks.clone(), stop.clone()));
 

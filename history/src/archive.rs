@@ -91,6 +91,16 @@ impl Archive {
         }
     }
 
+    /// Grows whenever it was found emptied or put back to an older state, while it was open.
+    #[must_use]
+    pub fn put_backs(&self) -> u64 {
+        match self {
+            // A file that is open cannot be another one.
+            Self::Sqlite(_) => 0,
+            Self::Cassandra(cassandra) => cassandra.put_backs(),
+        }
+    }
+
     /// Why it is not connected.
     #[must_use]
     pub fn trouble(&self) -> String {

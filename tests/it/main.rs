@@ -29,6 +29,7 @@ mod limits;
 mod lost_ack;
 mod lost_tail;
 mod proxy;
+mod put_back;
 mod rollback;
 mod slow_reader;
 mod trimmed;

@@ -80,6 +80,7 @@ impl Cassandra {
                 "the keyspace was emptied or restored: filling it again from what the streams have"
             );
             *lock(&self.writer) = Writer::default();
+            self.put_backs.fetch_add(1, Ordering::AcqRel);
         }
         self.held.send_if_modified(|held| {
             let changed = *held != there;
@@ -147,9 +148,13 @@ pub(super) async fn follow(
             }
             Ok(link) => (POLL_EVERY, cassandra.refresh(&link).await),
         };
+        if looked.is_err() {
+            cassandra.missed_looks.fetch_add(1, Ordering::AcqRel);
+        }
         match looked {
             Ok(()) => {
                 *lock(&cassandra.last_answer) = Some(Instant::now());
+                cassandra.missed_looks.store(0, Ordering::Release);
                 warned = None;
             }
             Err(error) if warned.is_some_and(|at| at.elapsed() < WARN_EVERY) => {

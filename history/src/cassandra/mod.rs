@@ -19,7 +19,7 @@ mod statements;
 mod streams;
 mod write;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +43,8 @@ use write::Writer;
 const OPEN_WITHIN: Duration = Duration::from_secs(5);
 /// A cluster that has not answered for so long is not well.
 const WELL_WITHIN: Duration = Duration::from_secs(10);
+/// After so many looks in a row without an answer the keyspace may come back as another one.
+const MISSED_LOOKS_MAX: u32 = 2;
 /// After a read that failed, others fail at once for so long instead of waiting as well.
 const READS_REST: Duration = Duration::from_secs(1);
 /// The archive in a cluster.
@@ -67,6 +69,10 @@ pub struct Cassandra {
     identified: Mutex<Instant>,
     /// Reads fail at once until then.
     resting_until: Mutex<Option<Instant>>,
+    /// Looks in a row that found no answer.
+    missed_looks: AtomicU32,
+    /// How often the keyspace was found emptied or put back to an older state.
+    put_backs: AtomicU64,
 }
 
 /// What there is once the cluster has answered.
@@ -98,6 +104,8 @@ impl Cassandra {
             erasures: Mutex::default(),
             identified: Mutex::new(Instant::now()),
             resting_until: Mutex::new(None),
+            missed_looks: AtomicU32::new(0),
+            put_backs: AtomicU64::new(0),
         });
         let (first, connected) = oneshot::channel();
         tokio::spawn(follow(Arc::downgrade(&cassandra), first));
@@ -201,6 +209,18 @@ impl Cassandra {
             .into_iter()
             .map(|stream| (stream.stream, stream.known))
             .collect())
+    }
+
+    /// Grows whenever the keyspace was found emptied or put back to an older state.
+    #[must_use]
+    pub fn put_backs(&self) -> u64 {
+        self.put_backs.load(Ordering::Acquire)
+    }
+
+    /// True if it did not answer for so long that it may come back with less than it is known to hold:
+    /// until it was looked at again, nothing that is read may be taken for whole.
+    fn is_doubtful(&self) -> bool {
+        self.missed_looks.load(Ordering::Acquire) >= MISSED_LOOKS_MAX
     }
 
     /// How many pages were read from it since it was opened.

@@ -130,7 +130,7 @@ impl Cassandra {
     ) -> Result<T, ArchiveError> {
         let link = self.link()?;
         let is_resting = lock(&self.resting_until).is_some_and(|until| Instant::now() < until);
-        if is_resting {
+        if is_resting || self.is_doubtful() {
             return Err(ArchiveError {
                 reason: "Cassandra did not answer a moment ago; try again".to_owned(),
                 temporary: true,

@@ -11,6 +11,7 @@ mod cassandra;
 mod erase;
 #[path = "../../../tests/support/figures.rs"]
 mod figures;
+mod flipped;
 mod holes;
 mod listing;
 mod names;
@@ -20,7 +21,9 @@ mod names_support;
 mod node;
 mod pages;
 mod power;
+mod put_back;
 mod service;
 mod storm;
 mod times;
+mod trims;
 mod window;
