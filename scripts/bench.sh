@@ -243,14 +243,31 @@ tokens() {
   fi
 }
 
-# Both archives without NATS: rows, pages, bytes on the disk, beside the bare driver. Needs Java; see scripts/cassandra.sh.
+bytes_a_row() { du -cb "$@" 2>/dev/null | awk -v rows="$deep_rows" 'END { printf "%d bytes a message on the disk", $1 / rows }'; }
+
+# Both archives: batches beside the bare driver; a backlog of the same stream by the worker; pages, cold and cached; bytes on the disk.
+# Needs Java; see scripts/cassandra.sh.
 cassandra() {
-  local bench=$target/release/examples/archive_bench node=$work/cassandra script pid out
+  local bench=$target/release/examples/archive_bench node=$work/cassandra url script pid port jmx
   cargo build --release --locked -p weir-history --example archive_bench || { fail "archive_bench does not build"; return; }
-  if ! out=$("$bench" sqlite "$work/bench.db" "$deep_rows"); then fail "the archive in SQLite"; return; fi
-  while read -r text; do line "archive" "$text"; done <<<"$out"
-  line "archive" "sqlite $(($(du -cb "$work"/bench.db* | awk 'END { print $1 }') / deep_rows)) bytes a message on the disk"
-  local port jmx
+  # measure ARGUMENT…: one run of the bench.
+  measure() {
+    local out text
+    out=$(timeout 900 "$bench" "$@" 2>"$work/err") || fail "archive_bench $*: $(head -n 3 "$work/err")"
+    while read -r text; do [ -z "$text" ] || line "archive" "$text"; done <<<"$out"
+  }
+  port=$(free_port)
+  url=nats://127.0.0.1:$port
+  "$WEIR_NATS_SERVER" -a 127.0.0.1 -p "$port" -js -sd "$work/jetstream" >"$work/nats.log" 2>&1 &
+  nats_pid=$!
+  for _ in $(seq 100); do listens "$port" && break; sleep 0.1; done
+
+  measure append sqlite "$work/append.db" "$deep_rows"
+  rm -f "$work"/append.db*
+  measure backlog sqlite "$work/backlog.db" "$deep_rows" "$url" "$nats_pid"
+  line "archive" "sqlite: $(bytes_a_row "$work"/backlog.db*), indexes included"
+  rm -f "$work"/backlog.db*
+
   port=$(free_port) jmx=$(free_port)
   mkdir -p "$node"
   exec 8> >(exec scripts/cassandra.sh --throwaway --until-eof --heap 1G --data "$node" --port "$port" \
@@ -259,18 +276,16 @@ cassandra() {
   while [ ! -e "$node/node1/ready" ] && kill -0 "$script" 2>/dev/null; do sleep 0.2; done
   if [ -e "$node/node1/ready" ]; then
     pid=$(cat "$node/node1/pid")
-    if out=$("$bench" cassandra "127.0.0.1:$port" "$deep_rows" "$pid"); then
-      while read -r text; do line "archive" "$text"; done <<<"$out"
-      JMX_PORT=$jmx scripts/cassandra.sh nodetool flush bench >>"$work/cassandra.log" 2>&1
-      line "archive" "cassandra $(($(du -cb "$node"/node1/data/data/bench "$node"/node1/data/bench 2>/dev/null | awk 'END { print $1 }') / deep_rows)) bytes a message on the disk, indexes included"
-    else
-      fail "the archive in Cassandra; its log ends: $(tail -3 "$work/cassandra.log")"
-    fi
+    measure append cassandra "127.0.0.1:$port" "$deep_rows" "$pid"
+    measure backlog cassandra "127.0.0.1:$port" "$deep_rows" "$url" "$nats_pid" "$pid"
+    JMX_PORT=$jmx scripts/cassandra.sh nodetool flush backlog >>"$work/cassandra.log" 2>&1
+    line "archive" "cassandra: $(bytes_a_row "$node"/node1/data/data/backlog "$node"/node1/data/backlog), indexes included, compressed"
   else
     fail "Cassandra did not start: $(tail -3 "$work/cassandra.log")"
   fi
   exec 8>&-
   wait "$script" 2>/dev/null
+  stop_servers
 }
 
 ulimit -n "$(ulimit -Hn)" || echo "bench: ulimit -n stays $(ulimit -n)" >&2

@@ -118,6 +118,8 @@ if [ -f tests/sdk/package.json ]; then
   target=${CARGO_TARGET_DIR:-target}
   case $target in /*) ;; *) target=$PWD/$target ;; esac
   step sdk env WEIR_BIN="$target/debug/weir" npm test --prefix tests/sdk
+  # Again on Cassandra, without what has nothing to do with the archive.
+  step sdk-cassandra env WEIR_TEST_ARCHIVE=cassandra WEIR_BIN="$target/debug/weir" npm test --prefix tests/sdk
 fi
 
 if [ -s "$WEIR_TEST_FIGURES" ]; then printf '\n== figures\n' && sort "$WEIR_TEST_FIGURES"; fi

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::time::sleep;
 use weir_history::cassandra::Cassandra;
 
-use crate::config::{ArchiveKind, Config, Loaded, NatsUser, Secret, Storage};
+use crate::config::{ArchiveKind, Config, Loaded, NatsUser, OPERATOR, Secret, Storage};
 use crate::nats_server::{Files, MIN_VERSION, Passwords, Version};
 use crate::tokens::{self, Finding};
 
@@ -468,7 +468,7 @@ async fn disk(report: &mut Report, target: &Target) {
 
 async fn demo_users(report: &mut Report, target: &Target, live: &Probed) {
     let mut open = Vec::new();
-    for name in ["ops", "bot", "dev1"] {
+    for name in [OPERATOR, "bot", "dev1"] {
         let user = NatsUser {
             user: name.into(),
             password: Secret::new(name),

@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin, Metrics, Probe, sample, write_figure};
-use crate::config::{self, Config, Loaded, NatsUser, Secret};
+use crate::config::{self, Config, Loaded, NatsUser, OPERATOR, Secret};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::nats_server::{Files, NatsServer, NatsServerError};
 use crate::roles::Roles;
@@ -307,9 +307,16 @@ fn demo_lines(text: &mut String, config: &Config, server: &NatsServer) -> std::f
         .first()
         .map_or("_", |(name, _)| name);
     writeln!(text, "\nPaste into another terminal:\n")?;
-    writeln!(text, "  export NATS_URL=nats://ops:{}@{host}", shown("ops"))?;
+    writeln!(
+        text,
+        "  export NATS_URL=nats://{OPERATOR}:{}@{host}",
+        shown(OPERATOR)
+    )?;
     writeln!(text, "  nats sub 'room.>'")?;
-    writeln!(text, "  nats req say.ops.{ns}.lobby '{{\"text\":\"hi\"}}'")?;
+    writeln!(
+        text,
+        "  nats req say.{OPERATOR}.{ns}.lobby '{{\"text\":\"hi\"}}'"
+    )?;
     writeln!(
         text,
         "\n  MQTT       mqtt://dev1:{}@{}  publish to say/dev1/{ns}/lobby, subscribe to room/{ns}/lobby",

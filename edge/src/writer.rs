@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use weir_authz::{Action, Permit};
 use weir_nats::Author;
+use weir_nats::figures::Figure;
 use weir_nats::publish::{Done, Outcome, Outgoing, Publisher, Refusal};
 
 /// Writes into rooms, for whoever has a permit:
@@ -43,10 +44,10 @@ impl Writer {
         Self { publisher, nats }
     }
 
-    /// Bytes that wait to be sent into logs.
+    /// What waits to be sent into logs, as a figure.
     #[must_use]
-    pub fn waiting_bytes(&self) -> usize {
-        self.publisher.waiting_bytes()
+    pub fn figure(&self) -> Figure {
+        self.publisher.figure()
     }
 
     /// Waits until what was taken before this call is answered.

@@ -120,7 +120,12 @@ impl Eraser {
         let Some(archive) = self.archive.id() else {
             return Ok(());
         };
-        let resets = Some((self.resets.load(Ordering::Acquire), archive.clone()));
+        let put_backs = self.archive.put_backs();
+        let resets = Some((
+            self.resets.load(Ordering::Acquire),
+            put_backs,
+            archive.clone(),
+        ));
         if settled.resets != resets {
             self.prepare().await?;
             self.restore_orders().await?;
@@ -157,7 +162,7 @@ impl Eraser {
             let progress = ArchiveProgress {
                 erased,
                 done_ms: Some(now_ms()),
-                left_to_do: self.archive.left_to_do().to_owned(),
+                left_to_do: self.archive.left_to_do(),
             };
             self.book
                 .set_archive(&order.id, &archive, &progress)
@@ -204,6 +209,11 @@ impl Eraser {
                     if held >= slot.up_to || held >= end(&self.replay, stream, slot.up_to).await? {
                         break;
                     }
+                    // The stream may have lost its last messages.
+                    let rest = self.replay.leader_has_after(stream, ">", held).await;
+                    if rest.map_err(ErasureError::from)?.is_none() {
+                        break;
+                    }
                     tokio::time::sleep(HELD_EVERY).await;
                 }
             }
@@ -236,8 +246,8 @@ impl Eraser {
 struct Settled {
     /// Orders that the bucket says are carried out in this archive.
     orders: HashSet<String>,
-    /// Of the bucket, and which archive it is.
-    resets: Option<(u64, String)>,
+    /// Of the bucket and of the archive, and which archive it is.
+    resets: Option<(u64, u64, String)>,
     /// Of the orders, when all were carried out.
     version: Option<u64>,
 }

@@ -29,6 +29,16 @@ impl Held {
         Seq::new(self.0.last().map_or(0, |(_, to)| *to))
     }
 
+    /// How many sequences are held.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        let each = self
+            .0
+            .iter()
+            .map(|(from, to)| (to - from).saturating_add(1));
+        each.fold(0, u64::saturating_add)
+    }
+
     /// Adds a range and joins it with those it touches.
     pub fn add(&mut self, from: Seq, to: Seq) {
         let (mut from, mut to) = (from.get(), to.get());
@@ -112,33 +122,9 @@ impl Held {
     }
 }
 
-/// What a page of a stream proves, read after `held_end`: `seqs` are what came, in order, and
-/// `first` is the stream's first sequence, read *after* them. A jump is whole only if the stream
-/// still reached down to its start, so that what is missing was deleted and not trimmed unseen.
-#[must_use]
-pub fn proven(held_end: Seq, seqs: &[Seq], first: Seq) -> Held {
-    let mut held = Held::default();
-    let mut expected = held_end.read_from();
-    for seq in seqs {
-        let seq = seq.get();
-        let from = if first.get() <= expected {
-            expected
-        } else {
-            first.get().min(seq)
-        };
-        held.add(Seq::new(from), Seq::new(seq));
-        expected = seq + 1;
-    }
-    held
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn seqs(list: &[u64]) -> Vec<Seq> {
-        list.iter().copied().map(Seq::new).collect()
-    }
 
     #[test]
     fn ranges_join_when_they_touch() {
@@ -147,6 +133,7 @@ mod tests {
         assert!(!held.covers(Seq::new(2), Seq::new(8)));
         held.add(Seq::new(4), Seq::new(6));
         assert_eq!(held.ranges(), [(1, 9)]);
+        assert_eq!(held.count(), 9);
         assert!(held.covers(Seq::new(8), Seq::new(9)));
         assert!(held.covers(Seq::new(9), Seq::new(9)));
         assert!(!held.covers(Seq::new(9), Seq::new(10)));
@@ -170,17 +157,5 @@ mod tests {
         assert_eq!(minus(&[(30, 50)]), [(5, 9), (12, 12), (20, 29)]);
         assert_eq!(held.above(Seq::new(7)).0, [(8, 9), (12, 12), (20, 30)]);
         assert_eq!(held.above(Seq::ZERO), held);
-    }
-
-    #[test]
-    fn a_jump_is_whole_only_if_the_stream_still_reached_below_it() {
-        let p = |end, list: &[u64], first| proven(Seq::new(end), &seqs(list), Seq::new(first)).0;
-        assert_eq!(p(0, &[1, 2, 3], 1), [(1, 3)]);
-        // 4 was deleted while the stream began at 1.
-        assert_eq!(p(2, &[3, 5], 1), [(3, 5)]);
-        // 3..6 were trimmed before they were read.
-        assert_eq!(p(2, &[7, 8], 7), [(7, 8)]);
-        // Trimmed up to 5, and 6 deleted: 3..5 is the hole.
-        assert_eq!(p(2, &[7, 8], 6), [(6, 8)]);
     }
 }

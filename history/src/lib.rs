@@ -4,6 +4,7 @@ pub mod archive;
 mod by_time;
 pub mod cassandra;
 pub mod erase;
+mod gaps;
 pub mod held;
 pub mod listing;
 pub mod read;

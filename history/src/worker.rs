@@ -19,10 +19,11 @@ use weir_nats::guard::{self, Finding, Guard, Known};
 use weir_nats::message::{header, last};
 use weir_nats::placement::{Generation, Slot};
 use weir_nats::replay::{Replay, ReplayError, Scanned, StreamState};
-use weir_nats::{Delivery, Placements, Seq};
+use weir_nats::{Delivery, Orders, Placements, Seq};
 
 use crate::archive::{Archive, Batch, PageQuery, Quarantined, headers_text};
-use crate::held::{Held, proven};
+use crate::gaps::{Gaps, Next, Proof, may_be_erased, proven};
+use crate::held::Held;
 use crate::share::Share;
 use crate::worker_metrics::{Batched, Followed, WorkerMetrics};
 
@@ -50,6 +51,8 @@ pub struct Worker {
     metrics: Arc<WorkerMetrics>,
     /// Something was published: look now.
     wake: Arc<Notify>,
+    /// What may have been deleted from a stream.
+    orders: Orders,
     /// Over what workers of one archive hear of each other; `None`: there is no other.
     among: Option<Client>,
 }
@@ -72,8 +75,16 @@ impl Worker {
             placements,
             metrics,
             wake,
+            orders: Orders::default(),
             among: None,
         }
+    }
+
+    /// The same, for streams from which these orders may have deleted messages. What a stream has not for
+    /// any other reason is a hole.
+    #[must_use]
+    pub fn with_orders(self, orders: Orders) -> Self {
+        Self { orders, ..self }
     }
 
     /// The same, sharing the streams with the other workers of its archive.
@@ -161,6 +172,7 @@ impl Worker {
         let followed = self.metrics.follow(&generation.stream);
         let mut pause = RETRY_FIRST;
         let mut is_compared = false;
+        let mut gaps = Gaps::default();
         loop {
             let step = async {
                 // A stream that went back in time must not be archived before it was compared.
@@ -171,7 +183,8 @@ impl Worker {
                     self.compare(&generation).await?;
                     is_compared = true;
                 }
-                self.step(&slot, &generation, &gate, &followed).await
+                self.step(&slot, &generation, &gate, (&followed, &mut gaps))
+                    .await
             };
             let step = tokio::select! {
                 () = stop.cancelled() => return,
@@ -216,63 +229,77 @@ impl Worker {
         slot: &Slot,
         generation: &Generation,
         gate: &watch::Receiver<bool>,
-        followed: &Followed,
+        (followed, gaps): (&Followed, &mut Gaps),
     ) -> Result<Step, String> {
         let stream = &generation.stream;
         let text = |error: &dyn std::fmt::Display| error.to_string();
-        let held_end = self
-            .archive
-            .held()
-            .borrow()
-            .get(stream)
-            .map_or(Seq::ZERO, Held::end)
-            .max(generation.from.just_before());
+        // Asked before the stream is: what is moved out of a generation is so after it has ended.
+        let has_ended = !self.is_current(slot, generation);
+        gaps.refresh(self.orders.version(), has_ended);
+        let held = self.archive.held().borrow().get(stream).cloned();
+        let held = held.unwrap_or_default();
         let before = self.replay.state(stream).await.map_err(|e| text(&e))?;
-        followed.looked(&before, held_end);
+        let next = gaps.next(generation, &before, &held);
+        let left = next.map_or(0, |next| next.left);
         if !self.archive.is_connected() {
+            followed.looked(&before, left, None);
             return Err(format!(
                 "the archive is not there: {}",
                 self.archive.trouble()
             ));
         }
-        if before.last <= held_end {
+        // What is moved out of a generation that has ended is not lost.
+        let lost = (!has_ended).then(|| gaps.lost(generation, &before, &held));
+        followed.looked(&before, left, lost.as_ref());
+        let Some(next) = next else {
             return self.drained(slot, generation).await;
-        }
-        let page = self.gather(slot, stream, held_end, before.last).await?;
+        };
+        let page = self.gather(slot, stream, next).await?;
         followed.read(&page);
-        let batched = Batched::new(&page, before.last);
+        let batched = Batched::new(&page, next);
         // Read after the page: only what the stream still reached down to is proven.
         let after = self.replay.state(stream).await.map_err(|e| text(&e))?;
         if !*gate.borrow() || after.created != before.created {
             return Ok(Step::Nothing);
         }
-        let is_whole = page.last().is_none_or(|one| one.seq >= before.last);
         if page.is_empty() {
-            // Nothing is claimed because a replica that lags had nothing.
+            // Nothing is said because a replica that lags had nothing.
             let filter = format!("log.{}.>", slot.log);
-            let leader = self.replay.leader_has_after(stream, &filter, held_end);
+            let leader = self.replay.leader_has_after(stream, &filter, next.after);
             if leader
                 .await
                 .map_err(|e| text(&e))?
-                .is_some_and(|seq| seq <= before.last)
+                .is_some_and(|seq| seq <= next.up_to)
             {
                 return Ok(Step::Nothing);
             }
         }
-        let batch = make_batch(slot, generation, held_end, page, &before, &after);
-        let has_rows = !batch.rows.is_empty() || !batch.refused.is_empty();
+        let seqs: Vec<Seq> = page.iter().map(|one| one.seq).collect();
+        let is_explained = |last| has_ended || may_be_erased(&self.orders, &slot.log, stream, last);
+        let proof = proven(next, &seqs, after.first, is_explained);
+        let is_whole = seqs.last().is_some_and(|last| *last >= before.last);
+        let batch = make_batch(slot, generation, page, &proof, &after);
         let start = Instant::now();
         let appended = self.archive.append(batch).await.map_err(|e| text(&e))?;
         followed.wrote(batched, &appended, start.elapsed());
+        if !proof.absent.ranges().is_empty() {
+            tracing::error!(%stream, sequences = ?proof.absent.ranges(), "the stream has lost messages");
+            gaps.add(&proof.absent);
+        }
         if !appended.conflicts.is_empty() {
             tracing::error!(%stream, offsets = ?appended.conflicts, "other messages were archived at these offsets");
             let first = appended.conflicts.iter().min().copied().unwrap_or_default();
             self.contradict(slot, stream, first).await?;
+            let conflicts = appended.conflicts.iter();
+            // They hold up nobody; the guard moves them into the next generation.
+            gaps.add(&Held::from_ranges(
+                conflicts.map(|seq| (seq.get(), seq.get())),
+            ));
         }
-        Ok(match (has_rows, is_whole) {
-            (false, _) => Step::Nothing,
-            (true, true) => Step::WroteAll,
-            (true, false) => Step::WroteSome,
+        Ok(if is_whole {
+            Step::WroteAll
+        } else {
+            Step::WroteSome
         })
     }
 
@@ -281,6 +308,8 @@ impl Worker {
     async fn compare(&self, generation: &Generation) -> Result<(), String> {
         let stream = &generation.stream;
         let text = |error: &dyn std::fmt::Display| error.to_string();
+        // Another worker may have had the stream since this process wrote into it last.
+        self.archive.take_over(stream);
         let all = self.archive.known().await.map_err(|e| text(&e))?;
         let Some((_, known)) = all.into_iter().find(|(name, _)| name == stream) else {
             return Ok(());
@@ -342,18 +371,12 @@ impl Worker {
         Ok(())
     }
 
-    /// Reads on from `after`: to the end, or as much as a batch may have.
-    async fn gather(
-        &self,
-        slot: &Slot,
-        stream: &str,
-        after: Seq,
-        end: Seq,
-    ) -> Result<Vec<Scanned>, String> {
+    /// Reads what is next, or as much of it as a batch may have.
+    async fn gather(&self, slot: &Slot, stream: &str, next: Next) -> Result<Vec<Scanned>, String> {
         let filter = format!("log.{}.>", slot.log);
         let (mut page, mut bytes) = (Vec::new(), 0);
-        let mut at = after;
-        while at < end && page.len() < BATCH_MAX_MESSAGES && bytes < BATCH_MAX_BYTES {
+        let mut at = next.after;
+        while at < next.up_to && page.len() < BATCH_MAX_MESSAGES && bytes < BATCH_MAX_BYTES {
             let read = self.replay.scan(stream, &filter, at, READ_MAX_MESSAGES);
             let read = read.await.map_err(|error| error.to_string())?;
             let Some(last) = read.last() else {
@@ -361,7 +384,7 @@ impl Worker {
             };
             at = last.seq;
             bytes += read.iter().map(|one| one.payload.len()).sum::<usize>();
-            page.extend(read);
+            page.extend(read.into_iter().filter(|one| one.seq <= next.up_to));
         }
         Ok(page)
     }
@@ -392,15 +415,19 @@ impl Worker {
         Ok(true)
     }
 
-    /// Everything is archived. An old generation is then taken off the placement.
-    async fn drained(&self, slot: &Slot, generation: &Generation) -> Result<Step, String> {
+    /// True if a generation is the one that takes new messages.
+    fn is_current(&self, slot: &Slot, generation: &Generation) -> bool {
         let now = self.placements.slot(&slot.log, slot.index);
-        let is_current = now.is_none_or(|slot| {
+        now.is_none_or(|slot| {
             slot.generations
                 .last()
                 .is_some_and(|g| g.stream == generation.stream)
-        });
-        if is_current {
+        })
+    }
+
+    /// Everything is archived. An old generation is then taken off the placement.
+    async fn drained(&self, slot: &Slot, generation: &Generation) -> Result<Step, String> {
+        if self.is_current(slot, generation) {
             return Ok(Step::Nothing);
         }
         if !self.holds_all_of(generation).await? {
@@ -422,7 +449,7 @@ impl Worker {
 enum Step {
     /// All that there was.
     WroteAll,
-    /// A batch: there is more.
+    /// A part: there is more.
     WroteSome,
     Nothing,
     Ended,
@@ -431,20 +458,10 @@ enum Step {
 fn make_batch(
     slot: &Slot,
     generation: &Generation,
-    held_end: Seq,
     page: Vec<Scanned>,
-    before: &StreamState,
+    proof: &Proof,
     after: &StreamState,
 ) -> Batch {
-    let seqs: Vec<Seq> = page.iter().map(|one| one.seq).collect();
-    let mut held = proven(held_end, &seqs, after.first);
-    if page.is_empty() {
-        // Nothing of a room lies up to what was the end before the page was read.
-        let from = held_end
-            .read_from()
-            .max(after.first.get().min(before.last.read_from()));
-        held.add(Seq::new(from), before.last);
-    }
     let (mut rows, mut refused) = (Vec::with_capacity(page.len()), Vec::new());
     for one in page {
         match one.delivery {
@@ -464,7 +481,7 @@ fn make_batch(
         generation: generation.clone(),
         rows,
         refused,
-        held,
+        held: proof.held.clone(),
         created: after.created.clone(),
     }
 }

@@ -12,6 +12,8 @@ use weir_nats::figures::Figure;
 use weir_nats::replay::{Limits, Scanned, StreamState};
 
 use crate::archive::Appended;
+use crate::gaps::Next;
+use crate::held::Held;
 
 /// Share of `max_age` that the oldest unarchived message may have used before it is an alarm.
 const AGE_USED_MAX: f64 = 0.5;
@@ -71,6 +73,9 @@ struct Behind {
     growth: Growth,
     /// When the alarm was told, while it stands.
     told: Option<Instant>,
+    /// Ranges that neither the stream has any more nor the archive, and their sequences.
+    holes: u64,
+    lost: u64,
 }
 
 /// How fast a stream grows.
@@ -107,6 +112,12 @@ impl WorkerMetrics {
         self.streams().values().map(|behind| behind.messages).sum()
     }
 
+    /// Sequences that neither the streams have any more nor the archive, at the last look at each.
+    #[must_use]
+    pub fn lost_messages(&self) -> u64 {
+        self.streams().values().map(|behind| behind.lost).sum()
+    }
+
     /// Every figure.
     #[must_use]
     pub fn figures(&self) -> Vec<Figure> {
@@ -120,6 +131,16 @@ impl WorkerMetrics {
             "Hours until a message is lost if nothing is archived from now on.",
             "gauge",
         );
+        let mut holes = Figure::new(
+            "weir_archive_holes",
+            "Ranges of a stream that it no longer has and the archive does not hold.",
+            "gauge",
+        );
+        let mut lost = Figure::new(
+            "weir_archive_lost_messages",
+            "Sequences in these ranges; recoveries across them are refused.",
+            "gauge",
+        );
         let now_ms = now_ms();
         let (mut lag_messages, mut lag_ms, mut at_risk) = (0, 0, 0);
         for (stream, behind) in self.streams().iter() {
@@ -130,6 +151,8 @@ impl WorkerMetrics {
             let label = || vec![("stream", stream.clone())];
             used.sample("", label(), outlook.used());
             until_loss.sample("", label(), outlook.until_loss_s / 3_600.0);
+            holes.sample("", label(), behind.holes as f64);
+            lost.sample("", label(), behind.lost as f64);
         }
         let single = |name, help, value| Figure::single(name, help, "gauge", value);
         let mut figures = self.counts.figures();
@@ -151,6 +174,8 @@ impl WorkerMetrics {
             ),
             used,
             until_loss,
+            holes,
+            lost,
         ]);
         figures
     }
@@ -169,14 +194,18 @@ impl WorkerMetrics {
 }
 
 impl Followed {
-    /// The stream was looked at, and the archive holds it up to `held_end`.
-    pub(crate) fn looked(&self, state: &StreamState, held_end: Seq) {
+    /// The stream was looked at: `left` of what it has is not archived, and `lost`, where that is known,
+    /// is nowhere.
+    pub(crate) fn looked(&self, state: &StreamState, left: u64, lost: Option<&Held>) {
         let now = Instant::now();
         self.update(|behind| {
             behind.growth.look(now, state.last);
             behind.limits = state.limits;
             behind.bytes_per_message = state.bytes as f64 / state.messages.max(1) as f64;
-            behind.set_messages(state.last.get().saturating_sub(held_end.get()));
+            behind.set_messages(left);
+            if let Some(lost) = lost {
+                behind.set_lost(&self.stream, lost);
+            }
         });
     }
 
@@ -226,13 +255,14 @@ pub(crate) struct Batched {
 }
 
 impl Batched {
-    /// A page of a stream that ends at `last`.
-    pub(crate) fn new(page: &[Scanned], last: Seq) -> Self {
-        let end = page.last().map_or(last, |one| one.seq);
+    /// A page of what was `next`.
+    pub(crate) fn new(page: &[Scanned], next: Next) -> Self {
+        let end = page.last().map_or(next.up_to, |one| one.seq);
+        let done = end.get().saturating_sub(next.after.get());
         Self {
             messages: page.len(),
             last_ms: page.iter().rev().find_map(time_ms),
-            left: last.get().saturating_sub(end.get()),
+            left: next.left.saturating_sub(done),
         }
     }
 }
@@ -248,6 +278,23 @@ impl Behind {
         if messages == 0 {
             self.oldest_ms = None;
         }
+    }
+
+    /// Says so when something more is lost.
+    fn set_lost(&mut self, stream: &str, lost: &Held) {
+        let sequences = lost.count();
+        if sequences > self.lost {
+            let newest = lost.ranges().last();
+            tracing::error!(
+                target: "weir::archive_hole",
+                stream,
+                sequences,
+                ?newest,
+                "neither the stream nor the archive has these messages; recoveries across them are refused"
+            );
+        }
+        self.lost = sequences;
+        self.holes = lost.ranges().len() as u64;
     }
 
     fn age_ms(&self, now_ms: i64) -> i64 {
@@ -369,6 +416,8 @@ mod tests {
                 messages_per_s: Some(messages_per_s),
             },
             told: None,
+            holes: 0,
+            lost: 0,
         };
         behind.outlook(now_ms)
     }
@@ -447,10 +496,10 @@ mod tests {
     async fn the_lag_is_the_sum_over_streams_and_goes_with_them() {
         let metrics = Arc::new(WorkerMetrics::new(HOUR));
         let (one, other) = (metrics.follow("ONE"), metrics.follow("OTHER"));
-        one.looked(&state(70), Seq::ZERO);
-        other.looked(&state(5), Seq::ZERO);
+        one.looked(&state(70), 70, None);
+        other.looked(&state(5), 5, Some(&Held::from_ranges([(2, 3), (7, 7)])));
         assert_eq!(metrics.lag_messages(), 75);
-        one.looked(&state(90), Seq::ZERO);
+        one.looked(&state(90), 90, None);
         let value = |name: &str, stream: &str| {
             let figures = metrics.figures();
             let figure = figures.iter().find(|figure| figure.name == name).unwrap();
@@ -462,7 +511,10 @@ mod tests {
         let used = "weir_archive_retention_used_ratio";
         assert_eq!(value(used, "ONE"), Some(0.9));
         assert_eq!(value(used, "OTHER"), Some(0.05));
-        one.looked(&state(90), Seq::new(90));
+        assert_eq!(value("weir_archive_holes", "OTHER"), Some(2.0));
+        assert_eq!(value("weir_archive_lost_messages", "OTHER"), Some(3.0));
+        assert_eq!(metrics.lost_messages(), 3);
+        one.looked(&state(90), 0, None);
         assert_eq!(value("weir_archive_streams_at_risk", ""), Some(0.0));
         drop(one);
         assert_eq!(value(used, "ONE"), None);

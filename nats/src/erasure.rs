@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch as tokio_watch;
 
 use crate::ambient::{now_ms, random};
+use crate::figures::Figure;
 use crate::message::Message;
 use crate::partition::slot_of;
 use crate::position::Seq;
@@ -320,6 +321,17 @@ impl Orders {
     #[must_use]
     pub fn count(&self) -> usize {
         self.map().len()
+    }
+
+    /// The same, for a metrics page.
+    #[must_use]
+    pub fn figure(&self) -> Figure {
+        Figure::single(
+            "weir_erasure_orders",
+            "Orders of erasure in force.",
+            "gauge",
+            self.count() as f64,
+        )
     }
 
     /// The matcher as it is now.

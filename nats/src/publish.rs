@@ -25,6 +25,7 @@ use self::queue::{SlotQueue, Ticket, not_sent};
 use self::sender::Sender;
 use crate::ambient::random;
 use crate::connect::Links;
+use crate::figures::Figure;
 use crate::guard::{Guard, Known};
 use crate::message::{Author, stamp};
 use crate::partition::slot_of;
@@ -48,9 +49,9 @@ const RESYNC_MAX: usize = 1_024;
 pub type Done = Box<dyn FnOnce(Outcome) + Send>;
 /// Told of a stream's acknowledged message.
 pub type Saw = Arc<dyn Fn(&str, Known) + Send + Sync>;
-/// Looks an id up in the archive: room, id, after.
+/// Looks an id up in the archive: log, room, id, after.
 pub type ArchiveLookup = Arc<
-    dyn Fn(RoomName, String, Seq) -> futures_util::future::BoxFuture<'static, Option<Seq>>
+    dyn Fn(String, RoomName, String, Seq) -> futures_util::future::BoxFuture<'static, Option<Seq>>
         + Send
         + Sync,
 >;
@@ -187,6 +188,17 @@ impl Publisher {
     pub fn waiting_bytes(&self) -> usize {
         let queues = self.0.slots.values().flatten();
         queues.map(|queue| queue.waiting_bytes()).sum()
+    }
+
+    /// The same, for a metrics page.
+    #[must_use]
+    pub fn figure(&self) -> Figure {
+        Figure::single(
+            "weir_publish_waiting_bytes",
+            "Bytes that wait to be published.",
+            "gauge",
+            self.waiting_bytes() as f64,
+        )
     }
 
     /// Waits until every message that was taken before this call is answered, which is within

@@ -270,11 +270,25 @@ impl Erasing<'_> {
         let done = in_force && archived.is_some() && streams;
         if done {
             say("done      nothing of it is left in the archive and the streams\n");
+            self.say_left_to_do(order).await?;
             tracing::info!(target: "audit", id = order.id, "erasure is carried out");
         } else {
             complain("not all is done; weir archive erase --resume goes on");
         }
         Ok(done)
+    }
+
+    /// Says what is left to whoever runs the archive, each thing once.
+    async fn say_left_to_do(&self, order: &Order) -> Result<(), Failure> {
+        let known = self.book.progress(&order.id).await?.archives;
+        let mut left: Vec<&str> = known.iter().map(|(_, a)| a.left_to_do.as_str()).collect();
+        left.sort_unstable();
+        left.dedup();
+        for (nth, line) in left.iter().flat_map(|text| text.lines().enumerate()) {
+            let head = if nth == 0 { "left" } else { "" };
+            say(&format!("{head:<10}{line}\n"));
+        }
+        Ok(())
     }
 
     /// Waits until every process that runs has the order in force, for some time. True if all have.
@@ -327,9 +341,6 @@ impl Erasing<'_> {
             if running.iter().all(is_done) {
                 drop(progress);
                 say(&format!("archive   {erased} rows erased\n"));
-                for (_, archive) in known.iter().filter(|(_, a)| !a.left_to_do.is_empty()) {
-                    say(&format!("          {}\n", archive.left_to_do));
-                }
                 return Ok(Some(Held::All));
             }
             sleep(LOOK_EVERY).await;
@@ -382,7 +393,7 @@ impl Erasing<'_> {
         let progress = ArchiveProgress {
             erased,
             done_ms: Some(now_ms()),
-            left_to_do: archive.left_to_do().to_owned(),
+            left_to_do: archive.left_to_do(),
         };
         let id = archive
             .id()

@@ -1,6 +1,8 @@
 //! Knows: what the shipped files hold, and a table of broken configurations with the errors they must give.
 //! Never: NATS, a port.
 
+use std::time::Duration;
+
 use super::*;
 
 mod tokens;

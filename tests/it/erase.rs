@@ -515,3 +515,35 @@ async fn copies_from_before_do_not_bring_it_back() {
     assert!(joined.recovered && missed == of_bob, "{joined:?}");
     rig.require_calm();
 }
+
+/// That nothing is left after them is shown beside the archive itself (history/tests/it/cassandra/erased_files.rs).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_steps_that_are_left_in_cassandra_are_named_at_the_end() {
+    let _turn = heavy().await;
+    let rig = Rig::servers(0, false, |config| config.archive = ArchiveAt::cassandra()).await;
+    let mut texts = Texts::new();
+    let (gone, other) = ("chat:gone", "chat:other");
+    let said = say(&rig, &mut texts, "ann", &[gone, other], 20).await;
+    until_archived(&rig).await;
+    let out = erased(&rig, &["--room", gone, "--yes"]).await;
+    assert!(out.contains("20 rows erased"), "{out}");
+    let (_, left) = out.split_once("\nleft  ").expect(&out);
+    for step in [
+        "nodetool repair --full",
+        "nodetool flush",
+        "nodetool garbagecollect --granularity CELL",
+        "nodetool clearsnapshot --all",
+        "nodetool drain",
+        "docs/erasure.md",
+    ] {
+        assert!(left.contains(step), "{step}: {out}");
+    }
+    let mut client = rig.client("reader").await;
+    assert!(history(&mut client, gone).await.is_empty());
+    assert_eq!(
+        texts_of(&history(&mut client, other).await),
+        said[other],
+        "others stay"
+    );
+    rig.require_calm();
+}

@@ -32,6 +32,7 @@ mod limits;
 mod lost_ack;
 mod lost_tail;
 mod proxy;
+mod put_back;
 mod rollback;
 mod slow_reader;
 #[path = "../support/token_cases.rs"]

@@ -168,3 +168,31 @@ async fn a_store_put_back_while_weir_is_down_is_seen_at_start() {
     rig.recorder.fault("store put back", false);
     Box::pin(finish(rig, &old_epoch, &before, (copied, back))).await;
 }
+
+/// A bit of the log's file flips while nats-server is down, after it was killed: on its way up it drops that
+/// message and all behind it, and gives their sequences again.
+async fn flipped(name: &str, default: u64, part: f64) {
+    let _turn = heavy().await;
+    let mut rig = Rig::loaded(SIZE, false, seed(name, default), |_| {}).await;
+    rig.until_acked(400, Duration::from_secs(60)).await;
+    let generation = scan::generations(&rig.nats).await.pop().unwrap();
+    rig.recorder.fault("bit flipped", true);
+    rig.nats.kill();
+    let before = rig.weir.archive().rows().await;
+    rig.nats.flip(&generation.stream, part);
+    let back = rig.recorder.now();
+    rig.recorder.push(What::Regress);
+    rig.nats.spawn().await;
+    rig.recorder.fault("bit flipped", false);
+    Box::pin(finish(rig, &generation.epoch, &before, (0, back))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bit_flipped_in_the_middle_of_the_log_is_a_new_epoch() {
+    flipped("flipped_middle", 34, 0.5).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bit_flipped_near_the_end_of_the_log_is_a_new_epoch() {
+    flipped("flipped_end", 35, 0.9).await;
+}

@@ -7,7 +7,7 @@ import mqtt from "mqtt";
 import WebSocket from "ws";
 import { clientInTab, launch, serveSdk } from "./browser.mjs";
 import { Client } from "./client.mjs";
-import { Weir, publishMany, until } from "./harness.mjs";
+import { ANY_ARCHIVE, Weir, figure, publishMany, sinceMs, until } from "./harness.mjs";
 
 const ROOM = "chat:lobby";
 const REQUEST = { timeout: 5_000 };
@@ -19,24 +19,28 @@ async function inNode(t, weir) {
   return client;
 }
 
-test("a bot's say is acknowledged with its position, and a browser sees it with the bot as author", async (t) => {
+test("a bot's say is acknowledged with its position, and a browser sees it with the bot as author", ANY_ARCHIVE, async (t) => {
   const origin = await serveSdk(t);
   const weir = await Weir.start(t, { origins: [origin] });
   const tab = await clientInTab(await launch(t), origin, weir.socketUrl);
   await tab.connect();
   const join = await tab.subscribe(ROOM);
   const bot = await weir.nats(t, "bot");
+  const start = performance.now();
   const answer = (await bot.request("say.bot.chat.lobby", '{"text":"hi"}', REQUEST)).json();
+  const acknowledged = sinceMs(start);
   assert.deepEqual(Object.keys(answer).sort(), ["epoch", "offset"]);
   assert.equal(answer.epoch, join.streamPosition.epoch);
   await until("the browser has it", async () => await tab.count(ROOM) === 1);
+  const seenAfter = sinceMs(start);
   const [seen] = await tab.publications(ROOM);
   assert.deepEqual(seen.data, { text: "hi" });
   assert.equal(seen.offset, answer.offset);
   assert.equal(seen.info.user, "bot");
+  figure(`a bot's say is acknowledged with its position in ${acknowledged}, and a tab of Chromium has it ${seenAfter} after it was sent`);
 });
 
-test("a bot hears the room on room.>, with the body as the browser sent it", async (t) => {
+test("a bot hears the room on room.>, with the body as the browser sent it", ANY_ARCHIVE, async (t) => {
   const weir = await Weir.start(t);
   const ops = await weir.nats(t, "ops");
   const heard = [];
@@ -48,7 +52,7 @@ test("a bot hears the room on room.>, with the body as the browser sent it", asy
   assert.deepEqual(heard, [["room.chat.lobby", '{"text":"to everyone","name":"ana"}']]);
 });
 
-test("what a bot may not say is refused with the documented code, and nothing is stored", async (t) => {
+test("what a bot may not say is refused with the documented code, and nothing is stored", ANY_ARCHIVE, async (t) => {
   const weir = await Weir.start(t);
   const bot = await weir.nats(t, "bot");
   const refused = { "say.bot.nowhere.lobby": ["{}", 102], "say.bot.chat.lobby": ["not JSON", 107], "say.bot.chat.a*b": ["{}", 107] };
@@ -60,7 +64,7 @@ test("what a bot may not say is refused with the documented code, and nothing is
   assert.equal(state.messages, 0);
 });
 
-test("a bot under another's name, or straight into a room or a log, is stopped by nats-server", async (t) => {
+test("a bot under another's name, or straight into a room or a log, is stopped by nats-server", ANY_ARCHIVE, async (t) => {
   const weir = await Weir.start(t);
   const client = await inNode(t, weir);
   await client.subscribe(ROOM);
@@ -74,6 +78,7 @@ test("a bot under another's name, or straight into a room or a log, is stopped b
   await client.publish(ROOM, { text: "true" });
   await until("the true one", async () => await client.count(ROOM) >= 1);
   assert.deepEqual((await client.publications(ROOM)).map(({ data }) => data.text), ["true"]);
+  figure("a bot that publishes as another, into a room, into a log or to JetStream's API is refused by nats-server: 4 of 4, nothing changed");
 });
 
 test("a bot pages a room's history, and asks whether a position can be continued", async (t) => {
@@ -89,12 +94,14 @@ test("a bot pages a room's history, and asks whether a position can be continued
   assert.deepEqual(newest.publications.map(({ offset }) => offset), seen.slice(-25).reverse().map(({ offset }) => offset));
   assert.equal(newest.offset, seen.at(-1).offset);
   const all = [];
+  const start = performance.now();
   for (let since = { offset: 0, epoch: newest.epoch }, more = true; more;) {
     const page = await ask({ limit: 25, since });
     all.push(...page.publications);
     more = page.more;
     since = { offset: all.at(-1).offset, epoch: page.epoch };
   }
+  const took = sinceMs(start);
   assert.deepEqual(all.map(({ data }) => data), seen.map(({ data }) => data));
   const proven = await ask({ recover: true, since: { offset: seen[49].offset, epoch: newest.epoch } });
   assert.equal(proven.recovered, true);
@@ -102,9 +109,10 @@ test("a bot pages a room's history, and asks whether a position can be continued
   const foreign = await ask({ recover: true, since: { offset: seen[49].offset, epoch: "foreign" } });
   assert.equal(foreign.recovered, false);
   assert.deepEqual(foreign.publications, []);
+  figure(`a bot pages 60 messages by history.bot.chat.lobby in ${took}, as the browser saw them, and gets the same verdicts`);
 });
 
-test("a device on MQTT publishes at QoS 0, 1 and 2, each stored once, and receives the room", async (t) => {
+test("a device on MQTT publishes at QoS 0, 1 and 2, each stored once, and receives the room", ANY_ARCHIVE, async (t) => {
   const weir = await Weir.start(t);
   const client = await inNode(t, weir);
   await client.subscribe(ROOM);
@@ -126,9 +134,10 @@ test("a device on MQTT publishes at QoS 0, 1 and 2, each stored once, and receiv
   assert.deepEqual(received, seen.map(({ data }) => ["room/chat/lobby", data]));
   const { state } = await weir.jetstream("STREAM.INFO.ROOMS_0");
   assert.equal(state.messages, 4);
+  figure("a device on MQTT at QoS 0, 1 and 2: each message stored once, seen by the browser, and the browser's by the device");
 });
 
-test("a device that publishes under another's name changes nothing", async (t) => {
+test("a device that publishes under another's name changes nothing", ANY_ARCHIVE, async (t) => {
   const weir = await Weir.start(t);
   const device = await mqtt.connectAsync(weir.mqttUrl, { username: "dev1", password: "dev1", clientId: "dev1-test", protocolVersion: 4, reconnectPeriod: 0 });
   t.after(() => device.endAsync(true));
@@ -142,7 +151,7 @@ test("a device that publishes under another's name changes nothing", async (t) =
   assert.deepEqual(page.publications.map(({ data, info }) => [data.text, info.user]), [["own", "dev1"]]);
 });
 
-test("rpc reaches a bot that serves it, with the caller's identity, and its answer comes back", async (t) => {
+test("rpc reaches a bot that serves it, with the caller's identity, and its answer comes back", ANY_ARCHIVE, async (t) => {
   const weir = await Weir.start(t);
   const bot = await weir.nats(t, "bot");
   bot.subscribe("rpc.echo", { callback: (_, message) => message.respond(JSON.stringify({ body: message.json(), client: message.headers?.get("Weir-Client") })) });

@@ -1,41 +1,57 @@
 // Promise: the centrifuge SDK, unchanged, recovers from very far behind: everything, once, in order, in bounded memory, while others chat.
 
 import assert from "node:assert/strict";
+import { fork } from "node:child_process";
 import { test } from "node:test";
+import { fileURLToPath } from "node:url";
 import { Centrifuge } from "centrifuge";
 import WebSocket from "ws";
-import { Weir, until } from "./harness.mjs";
+import { Weir, figure, quantile, until } from "./harness.mjs";
 
 const BEHIND_MESSAGES = process.env.WEIR_TEST_LONG === "1" ? 300_000 : 20_000;
+const ALONE_MESSAGES = process.env.WEIR_TEST_LONG === "1" ? 400 : 100;
 const FAR = "chat:far";
 const LIVE = "chat:live";
 const CHATTERS = 100;
+const SAY_EVERY_MS = 50;
 const CHUNK_MESSAGES = 500;
-/** What the process of all clients may take more; all messages together take several times as much. */
-const MEMORY_MAX_BYTES = 96 << 20;
+/** What the process of the client may take more; all messages together take several times as much. */
+const CLIENT_MAX_BYTES = 96 << 20;
+/** What Weir may take more, its cache of pages included. */
+const WEIR_MAX_BYTES = 128 << 20;
 
-function client(t, url) {
+async function client(t, url) {
   const made = new Centrifuge(url, { websocket: WebSocket, minReconnectDelay: 50, maxReconnectDelay: 500, timeout: 10_000 });
   t.after(() => made.disconnect());
   made.connect();
+  await made.ready(30_000);
   return made;
 }
 
 /** Joins a room and hands every publication to `take`. */
-async function join(made, channel, take, options = {}) {
-  const subscription = made.newSubscription(channel, options);
-  const joins = [];
+async function join(made, channel, take) {
+  const subscription = made.newSubscription(channel);
   subscription.on("publication", take);
-  subscription.on("subscribed", (context) => joins.push(context));
   subscription.subscribe();
   await subscription.ready(60_000);
-  return joins;
 }
 
-test(`Node: ${BEHIND_MESSAGES} messages behind, while ${CHATTERS} others chat`, { timeout: 900_000 }, async (t) => {
+/** The client that is behind, in a process of its own: `state` is what it said last. */
+async function reader(t, url) {
+  const process_ = fork(fileURLToPath(new URL("far-reader.mjs", import.meta.url)), [url, FAR, String(BEHIND_MESSAGES)]);
+  t.after(() => process_.kill("SIGKILL"));
+  const late = { state: null, start: () => process_.send("start") };
+  process_.on("message", (state) => { late.state = state; });
+  await until("the one who is behind is connected", () => {
+    if (process_.exitCode !== null) throw new Error(`it ended with ${process_.exitCode}`);
+    return late.state;
+  }, 60_000);
+  return late;
+}
+
+test(`Node: ${BEHIND_MESSAGES} messages behind, while ${CHATTERS} others chat`, { timeout: 1_200_000 }, async (t) => {
   const weir = await Weir.start(t);
-  const writer = client(t, weir.socketUrl);
-  await writer.ready(30_000);
+  const writer = await client(t, weir.socketUrl);
   const fill = "f".repeat(300);
   for (let start = 0; start < BEHIND_MESSAGES; start += CHUNK_MESSAGES) {
     const indexes = Array.from({ length: Math.min(CHUNK_MESSAGES, BEHIND_MESSAGES - start) }, (_, nth) => start + nth);
@@ -44,32 +60,47 @@ test(`Node: ${BEHIND_MESSAGES} messages behind, while ${CHATTERS} others chat`, 
   await weir.archived();
   await weir.trim(1_000);
 
+  // Each message of the chat says when it was sent, and everybody notes how long it took.
   const heard = Array.from({ length: CHATTERS }, () => []);
-  await Promise.all(heard.map((list) => join(client(t, weir.socketUrl), LIVE, ({ data }) => list.push(data))));
+  const took = { alone: [], beside: [] };
+  let phase = "alone";
+  await Promise.all(heard.map(async (list) => join(await client(t, weir.socketUrl), LIVE, ({ data }) => {
+    list.push(data.index);
+    took[data.phase].push(performance.now() - data.at);
+  })));
+  const late = await reader(t, weir.socketUrl);
   let said = 0;
-  const chat = setInterval(() => { writer.publish(LIVE, said++).catch(() => { /* the count at the end shows it */ }); }, 50);
+  const chat = setInterval(() => {
+    writer.publish(LIVE, { index: said++, phase, at: performance.now() }).catch(() => { /* the count at the end shows it */ });
+  }, SAY_EVERY_MS);
   t.after(() => clearInterval(chat));
+  await until("they chatted alone", () => took.alone.length >= ALONE_MESSAGES * CHATTERS, 120_000);
 
-  const before = process.memoryUsage().rss;
-  let next = 0, most = before, wrong = null;
-  const joins = await join(client(t, weir.socketUrl), FAR, ({ data }) => {
-    if (data.index !== next) wrong ??= `${data.index} where ${next} was due`;
-    next += 1;
-    if (next % 1_000 === 0) most = Math.max(most, process.memoryUsage().rss);
-  }, { since: { offset: 0, epoch: "" }, recoverable: true, positioned: true });
-  await until("everything came", () => wrong || next >= BEHIND_MESSAGES, 600_000);
-  assert.equal(wrong, null);
-  assert.equal(joins[0].wasRecovering, true);
-  assert.equal(joins[0].recovered, true);
-  await writer.publish(FAR, { index: BEHIND_MESSAGES });
-  await until("the live one came", () => next === BEHIND_MESSAGES + 1);
-  assert.equal(wrong, null);
-  assert.equal(joins.length, 1, "the SDK joined again while it caught up");
-  console.log(`# ${BEHIND_MESSAGES} behind: ${Math.round((most - before) / 1024)} KiB more memory in the process of all clients`);
-  assert.ok(most - before <= MEMORY_MAX_BYTES, `${most - before} bytes more`);
-
+  const before = weir.memoryBytes();
+  let most = before;
+  phase = "beside";
+  late.start();
+  await until("everything came", () => {
+    most = Math.max(most, weir.memoryBytes());
+    return late.state.wrong || late.state.next >= BEHIND_MESSAGES;
+  }, 600_000);
   clearInterval(chat);
+  assert.equal(late.state.wrong, null);
+  assert.deepEqual(late.state.joins, [{ wasRecovering: true, recovered: true }]);
+  await writer.publish(FAR, { index: BEHIND_MESSAGES });
+  await until("the live one came", () => late.state.next === BEHIND_MESSAGES + 1);
+  assert.equal(late.state.wrong, null);
+  assert.equal(late.state.joins.length, 1, "the SDK joined again while it caught up");
   await until("everybody heard everything", () => heard.every((list) => list.length === said));
   const all = Array.from({ length: said }, (_, index) => index);
   for (const list of heard) assert.deepEqual(list, all);
+
+  const more = { client: late.state.mostBytes - late.state.beforeBytes, weir: most - before };
+  const mib = (bytes) => `${(bytes / (1 << 20)).toFixed(1)} MiB`;
+  const latency = (list) => `p50 ${quantile(list, 0.5).toFixed(1)} ms, p99 ${quantile(list, 0.99).toFixed(1)} ms`;
+  figure(`a client of the SDK ${BEHIND_MESSAGES} messages behind has all of them, in order, recovered: true, after ` +
+    `${(late.state.tookMs / 1000).toFixed(1)} s; memory more: the client ${mib(more.client)}, weir ${mib(more.weir)}`);
+  figure(`${CHATTERS} others chat meanwhile, from publish to arrival: alone ${latency(took.alone)}; beside the recovery ${latency(took.beside)}`);
+  assert.ok(more.client <= CLIENT_MAX_BYTES, `${more.client} bytes more in the client`);
+  assert.ok(more.weir <= WEIR_MAX_BYTES, `${more.weir} bytes more in weir`);
 });

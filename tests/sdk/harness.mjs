@@ -1,11 +1,12 @@
 // Knows: how a test starts the real binary on free ports and a temporary folder, looks into its NATS, breaks it, and cleans up.
 // Never: what a client should see; waits by sleeping and hoping.
 //
-// WEIR_BIN names the binary (default: target/debug/weir). The nats-server is found as Weir itself finds it.
+// WEIR_BIN names the binary (default: target/debug/weir). The nats-server is found as Weir itself finds it. With
+// WEIR_TEST_ARCHIVE=cassandra each Weir keeps its rooms in a keyspace of its own on the node at WEIR_TEST_CASSANDRA (host:port).
 
 import { connect } from "@nats-io/transport-node";
-import { spawn } from "node:child_process";
-import { closeSync, mkdtempSync, openSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { spawn, spawnSync } from "node:child_process";
+import { appendFileSync, closeSync, mkdtempSync, openSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -16,11 +17,35 @@ const WEIR_BIN = process.env.WEIR_BIN || join(ROOT, "target/debug/weir");
 const START_TIMEOUT_MS = 30_000;
 const STOP_TIMEOUT_MS = 30_000;
 const POLL_MS = 20;
+const CQL_PATH = fileURLToPath(new URL("cql.mjs", import.meta.url));
+const ARCHIVE = process.env.WEIR_TEST_ARCHIVE || "sqlite";
+const CASSANDRA = process.env.WEIR_TEST_CASSANDRA || "";
+/** A test's node of Cassandra is slow to make a keyspace, and to write on a machine that does other things. */
+const ARCHIVE_TIMEOUT_MS = ARCHIVE === "cassandra" ? 240_000 : 60_000;
 const LOG_TAIL_BYTES = 6_000;
 const PUBLISH_CHUNK_MESSAGES = 50;
 
 /** Pictures of the page, for people. */
 export const RESULTS_DIR = join(ROOT, "test-results");
+
+/** For tests whose outcome cannot depend on the archive: they run beside SQLite only. */
+export const ANY_ARCHIVE = { skip: ARCHIVE !== "sqlite" && "the archive has no part in it" };
+
+/** A measured value, for who reads the run; also a line of the file WEIR_TEST_FIGURES, if it names one. */
+export function figure(text) {
+  console.log(`# ${text}`);
+  const file = process.env.WEIR_TEST_FIGURES;
+  if (file) appendFileSync(file, `sdk${ARCHIVE === "sqlite" ? "" : `-${ARCHIVE}`}: ${text}\n`);
+}
+
+/** Milliseconds since `start`, a `performance.now()`, for people. */
+export const sinceMs = (start) => `${Math.round(performance.now() - start)} ms`;
+
+/** The value below which the share `share` of `list` lies. */
+export function quantile(list, share) {
+  const sorted = Float64Array.from(list).sort();
+  return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))];
+}
 
 /** Waiting longer changes nothing. */
 class Hopeless extends Error {}
@@ -59,12 +84,16 @@ for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => p
 const RIGHTS = ["subscribe_for_client", "subscribe_for_anonymous", "publish_for_subscriber", "publish_for_client", "publish_for_anonymous",
   "history_for_subscriber", "history_for_client", "history_for_anonymous"];
 
+let keyspaces = 0;
+
 /** One `weir up` with its own ports, folder, nats-server and archive. */
 export class Weir {
   #child = null;
   #dir = mkdtempSync(join(tmpdir(), "weir-sdk-"));
   #ports = null;
   #config = "";
+  /** Of this Weir alone; empty with SQLite. */
+  #keyspace = "";
 
   /**
    * Started and ready. `t` is the test: everything is gone when it ends, and a failed one shows the log. `origins` are allowed beside Weir's
@@ -77,6 +106,7 @@ export class Weir {
     const [http, internal, nats, mqtt] = await Promise.all([freePort(), freePort(), freePort(), freePort()]);
     weir.#ports = { http, internal, nats, mqtt };
     weir.#config = join(weir.#dir, "weir.toml");
+    if (ARCHIVE === "cassandra") weir.#keyspace = `t${Date.now()}_${process.pid}_${keyspaces++}`;
     writeFileSync(weir.#config, `
 [http_server]
 port = ${http}
@@ -95,7 +125,12 @@ name = "chat"
 history_size = -1
 force_recovery = true
 ${RIGHTS.map((right) => `allow_${right} = true`).join("\n")}
-`);
+${weir.#keyspace && `[archive]
+kind = "cassandra"
+nodes = ["${CASSANDRA}"]
+keyspace = "${weir.#keyspace}"
+replication_factor = 1
+`}`);
     await weir.up();
     return weir;
   }
@@ -171,6 +206,12 @@ ${RIGHTS.map((right) => `allow_${right} = true`).join("\n")}
       if (pid > 1 && readFileSync(`/proc/${pid}/cmdline`, "utf8").includes(this.data)) process.kill(pid, "SIGKILL");
     } catch { /* no pid file or no such process: nothing is left */ }
     rmSync(this.#dir, { recursive: true, force: true, maxRetries: 5 });
+    if (this.#keyspace) {
+      // Synchronous, so that a process that ends does it too.
+      const dropped = spawnSync(process.execPath, [CQL_PATH, CASSANDRA, `DROP KEYSPACE IF EXISTS ${this.#keyspace}`], { encoding: "utf8" });
+      this.#keyspace = "";
+      if (dropped.status !== 0) console.error(`a keyspace is left behind: ${dropped.stderr}`);
+    }
   }
 
   async remove(t) {
@@ -200,6 +241,12 @@ ${RIGHTS.map((right) => `allow_${right} = true`).join("\n")}
     } finally { await closing(); }
   }
 
+  /** Its resident memory, in bytes. */
+  memoryBytes() {
+    const [, kib] = readFileSync(`/proc/${this.#child.pid}/status`, "utf8").match(/^VmRSS:\s+(\d+) kB$/m);
+    return Number(kib) * 1024;
+  }
+
   /** The value of a metric of this process. */
   async metric(name) {
     const text = await (await fetch(`${this.internalUrl}/metrics`)).text();
@@ -216,7 +263,7 @@ ${RIGHTS.map((right) => `allow_${right} = true`).join("\n")}
     return until("the archive has everything", async () => {
       const { state } = await this.jetstream(`STREAM.INFO.${stream}`);
       return await this.metric("weir_archive_rows") >= state.messages && await this.metric("weir_archive_lag_messages") === 0;
-    });
+    }, ARCHIVE_TIMEOUT_MS);
   }
 
   /** Cuts the stream to its newest messages. */
@@ -239,10 +286,12 @@ export async function publishMany(client, channel, count, label = "n") {
   return payloads;
 }
 
-/** The binary must be there, and newer than nothing: a clear message beats forty time-outs. */
-export function requireBinary() {
+/** A clear message beats forty time-outs. */
+function requireSurroundings() {
   try { statSync(WEIR_BIN); } catch {
     throw new Error(`there is no weir at ${WEIR_BIN}: build it, or set WEIR_BIN`);
   }
+  if (!["sqlite", "cassandra"].includes(ARCHIVE)) throw new Error(`WEIR_TEST_ARCHIVE=${ARCHIVE}: sqlite or cassandra`);
+  if (ARCHIVE === "cassandra" && !CASSANDRA) throw new Error("WEIR_TEST_CASSANDRA=host:port must name a node that runs (make cassandra)");
 }
-requireBinary();
+requireSurroundings();

@@ -32,6 +32,8 @@ const SHARED_VARIABLE: &str = "WEIR_TEST_CASSANDRA";
 /// For a node, or a ring, to come up on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(240);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// Where a node keeps what it knows, in its folder.
+const DATA: [&str; 4] = ["data", "commitlog", "hints", "saved_caches"];
 
 /// `host:port` of the node that tests share, which nobody may freeze or kill. Take a [`Keyspace`] on it.
 ///
@@ -183,6 +185,24 @@ impl Node {
         &self.folder
     }
 
+    /// Runs `nodetool` with these arguments on a node that was started with `--jmx-port`, and returns what it printed. Panics with
+    /// that if it failed.
+    pub(crate) fn nodetool(&self, arguments: &[&str]) -> String {
+        let mut options = self.options.windows(2).rev();
+        let port = options.find(|pair| pair[0] == "--jmx-port").unwrap();
+        let output = Command::new(script())
+            .arg("nodetool")
+            .args(arguments)
+            .env("JMX_PORT", &port[1])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(output.status.success(), "nodetool {arguments:?}:\n{said}");
+        said
+    }
+
     fn signal(&mut self, signal: Signal) {
         // While its script runs, the process id is the node's.
         let ended = self.script.try_wait().unwrap();
@@ -214,6 +234,30 @@ impl Node {
     /// An orderly stop; returns when its ports are free.
     pub(crate) fn stop(&mut self) {
         self.end(Signal::TERM);
+    }
+
+    /// A copy of its data as it is at this moment (it stands still meanwhile), commit log included, as after a power cut.
+    pub(crate) fn copy_data(&mut self) -> TempDir {
+        let copy = TempDir::new().unwrap();
+        self.freeze();
+        for part in DATA {
+            copy_folder(&self.folder.join(part), &copy.path().join(part));
+        }
+        self.thaw();
+        copy
+    }
+
+    /// Puts a copy back in place of the data. It must be down.
+    pub(crate) fn put_back(&mut self, copy: &TempDir) {
+        let ended = self.script.try_wait().unwrap();
+        assert!(ended.is_some(), "kill or stop it first");
+        for part in DATA {
+            let to = self.folder.join(part);
+            if to.exists() {
+                std::fs::remove_dir_all(&to).unwrap();
+            }
+            copy_folder(&copy.path().join(part), &to);
+        }
     }
 
     /// Starts it again with the data that it had; returns when it answers.
@@ -303,6 +347,23 @@ impl Drop for Ring {
         // All at once; each node then waits for its own end.
         for node in &mut self.nodes {
             drop(node.script.stdin.take());
+        }
+    }
+}
+
+/// Nothing where there is nothing.
+fn copy_folder(from: &Path, to: &Path) {
+    let Ok(entries) = std::fs::read_dir(from) else {
+        return;
+    };
+    std::fs::create_dir_all(to).unwrap();
+    for entry in entries {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
         }
     }
 }

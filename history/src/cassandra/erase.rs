@@ -1,8 +1,8 @@
 //! Knows: how rows are erased in Cassandra: their envelopes are overwritten with nothing, so late that no
 //! message written again can win. Never: who ordered it; files of nodes.
 //!
-//! The old envelopes are in the nodes' files until these are compacted and the commit log is turned
-//! over, which only who runs the nodes can do.
+//! The old envelopes are in the nodes' files until these are written anew and the commit log is turned
+//! over, which only who runs the nodes can do; [`Cassandra::left_to_do`] names the steps.
 
 use std::sync::Arc;
 
@@ -11,30 +11,22 @@ use weir_nats::erasure::streams::covers_stranger;
 use weir_nats::erasure::{Matcher, Order, What};
 use weir_nats::{RoomName, Seq};
 
-use super::read::{BUCKETS_AT_ONCE, ERASED_US};
-use super::{Cassandra, Link, envelope, lock, read_streams, to_i64, to_seq};
+use super::index::buckets;
+use super::partition::{ERASED_US, KEYS_MAX_ROWS, LogRoom, Partition, Span};
+use super::streams::read_streams;
+use super::{Cassandra, Link, lock, to_i64, to_seq};
 use crate::archive::{ArchiveError, Batch, Erasure, user_of};
 
 /// Orders that are read.
 const ORDERS_MAX_ROWS: usize = 100_000;
-/// Keys of one read.
-const KEYS_MAX_ROWS: i32 = 5_000;
 /// Rows with payloads of one read.
-const READ_MAX_ROWS: i32 = 200;
+const READ_MAX_ROWS: usize = 200;
 /// Rows overwritten as one mutation.
 const MUTATION_MAX_ROWS: usize = 100;
 /// Buckets in which a user has written, of one log.
 const USER_BUCKETS_MAX_ROWS: usize = 1_000_000;
 /// Messages in quarantine, of one stream.
 const QUARANTINE_MAX_ROWS: usize = 1_000_000;
-
-/// A partition of `messages`.
-struct Partition<'a> {
-    log: &'a str,
-    room: &'a RoomName,
-    epoch: &'a str,
-    bucket: i64,
-}
 
 impl Cassandra {
     /// The orders on record, oldest first.
@@ -96,18 +88,19 @@ impl Cassandra {
                     let Ok(room) = RoomName::parse(name) else {
                         continue;
                     };
-                    for (bucket, epoch) in room_buckets(&link, log, &room).await? {
-                        let (epoch, room) = (epoch.as_str(), &room);
-                        let partition = Partition {
-                            log,
-                            room,
-                            epoch,
-                            bucket,
+                    let (of, mut span) = (LogRoom { log, room: &room }, Span::ALL_FORWARD);
+                    loop {
+                        let listed = buckets(&link, of, span).await?;
+                        for partition in listed.rows.iter().flat_map(|one| one.partitions(of)) {
+                            let rows = erase_all(&link, order, partition).await?;
+                            erased += rows;
+                            progress(rows);
+                            say(&link, order, erased, None).await?;
+                        }
+                        let Some(read_to) = listed.read_to else {
+                            break;
                         };
-                        let rows = erase_all(&link, order, &partition).await?;
-                        erased += rows;
-                        progress(rows);
-                        say(&link, order, erased, None).await?;
+                        span.go_on(read_to);
                     }
                 }
                 What::User(user) => {
@@ -123,14 +116,12 @@ impl Cassandra {
                         let Ok(room) = RoomName::parse(&room) else {
                             continue;
                         };
-                        let (epoch, room) = (epoch.as_str(), &room);
                         let partition = Partition {
-                            log,
-                            room,
-                            epoch,
-                            bucket,
+                            of: LogRoom { log, room: &room },
+                            epoch: &epoch,
+                            bucket: to_seq(bucket).get(),
                         };
-                        let rows = erase_user(&link, order, &partition, user).await?;
+                        let rows = erase_user(&link, order, partition, user).await?;
                         erased += rows;
                         progress(rows);
                         say(&link, order, erased, None).await?;
@@ -144,6 +135,23 @@ impl Cassandra {
             progress(rows);
         }
         say(&link, order, erased, Some(now_ms())).await
+    }
+
+    /// The steps after which no file of a node has an erased byte (docs/erasure.md says what each is
+    /// for). An envelope that was overwritten is no deletion: `garbagecollect` takes it out cell by
+    /// cell only.
+    #[must_use]
+    pub fn left_to_do(&self) -> String {
+        let keyspace = &self.config.keyspace;
+        format!(
+            "Cassandra's files have it still. Each step on every node before the next, the last one node by node:\n\
+             nodetool repair --full --partitioner-range {keyspace}\n\
+             nodetool flush {keyspace}\n\
+             nodetool garbagecollect --granularity CELL {keyspace} messages quarantine\n\
+             nodetool clearsnapshot --all {keyspace}\n\
+             nodetool drain\n\
+             and stop the node and start it again (docs/erasure.md has another way)"
+        )
     }
 }
 
@@ -213,60 +221,26 @@ async fn say(
     }
 }
 
-async fn room_buckets(
-    link: &Link,
-    log: &str,
-    room: &RoomName,
-) -> Result<Vec<(i64, String)>, ArchiveError> {
-    let mut all: Vec<(i64, String)> = Vec::new();
-    let mut from = 0_i64;
-    loop {
-        let key = (log, room.channel(), from, i64::MAX, BUCKETS_AT_ONCE);
-        let found: Vec<(i64, String)> = link
-            .driver
-            .read(&link.statements.select_buckets_forward, key)
-            .await?;
-        let is_cut = found.len() == BUCKETS_AT_ONCE as usize;
-        let last = found.last().map(|(bucket, _)| *bucket);
-        all.extend(found);
-        match last.filter(|_| is_cut) {
-            // The epochs of the last one may be cut off, so it is read again with the next.
-            Some(last) if last > from => from = last,
-            Some(last) => from = last.saturating_add(1),
-            None => break,
-        }
-    }
-    all.sort();
-    all.dedup();
-    Ok(all)
-}
-
 /// Erases what an order covers of a room's partition. Payloads are not read.
 async fn erase_all(
     link: &Link,
     order: &Order,
-    partition: &Partition<'_>,
+    partition: Partition<'_>,
 ) -> Result<u64, ArchiveError> {
-    let mut erased = 0;
-    let mut up_to = i64::MAX;
+    let (mut erased, mut span) = (0, Span::ALL_BACKWARD);
     loop {
-        let keys: Vec<(i64, String, Option<i64>)> = link
-            .driver
-            .read(
-                &link.statements.select_keys_backward,
-                partition.range(up_to, KEYS_MAX_ROWS),
-            )
-            .await?;
-        let covered = keys.iter().filter(|(off, _, written_us)| {
-            written_us.is_some_and(|written_us| {
-                written_us < ERASED_US && partition.is_covered(order, *off, written_us / 1_000)
-            })
-        });
-        let covered: Vec<_> = covered.map(|(off, id, _)| (*off, id.clone())).collect();
+        let part = partition.keys(link, span, KEYS_MAX_ROWS).await?;
+        let is_covered = |seq, time_ms| is_covered(order, partition.of, seq, time_ms);
+        let covered: Vec<_> = part
+            .rows
+            .into_iter()
+            .filter(|key| key.time_ms().is_some_and(|time| is_covered(key.seq, time)))
+            .map(|key| (key.seq, key.id))
+            .collect();
         erased += covered.len() as u64;
-        partition.overwrite(link, &covered).await?;
-        match next(&keys, |key| key.0, up_to, KEYS_MAX_ROWS) {
-            Some(next) => up_to = next,
+        overwrite(link, partition, &covered).await?;
+        match part.read_to {
+            Some(read_to) => span.go_on(read_to),
             None => return Ok(erased),
         }
     }
@@ -276,70 +250,53 @@ async fn erase_all(
 async fn erase_user(
     link: &Link,
     order: &Order,
-    partition: &Partition<'_>,
+    partition: Partition<'_>,
     user: &str,
 ) -> Result<u64, ArchiveError> {
-    let mut erased = 0;
-    let mut up_to = i64::MAX;
+    let (mut erased, mut span) = (0, Span::ALL_BACKWARD);
     loop {
-        let rows: Vec<(i64, String, Option<bytes::Bytes>)> = link
-            .driver
-            .read(
-                &link.statements.select_backward,
-                partition.range(up_to, READ_MAX_ROWS),
-            )
-            .await?;
+        let part = partition.rows(link, span, READ_MAX_ROWS).await?;
         let mut covered = Vec::new();
-        for (off, id, blob) in &rows {
-            let Some(blob) = blob.as_ref().filter(|blob| !blob.is_empty()) else {
+        for row in part.rows {
+            let Some(message) = row.message()? else {
                 continue;
             };
-            let message = envelope::decode(to_seq(*off), id.clone(), blob)?;
             let is_theirs = message.author.is_some_and(|author| author.user == user);
-            if is_theirs && partition.is_covered(order, *off, message.time_ms) {
-                covered.push((*off, id.clone()));
+            if is_theirs && is_covered(order, partition.of, message.seq, message.time_ms) {
+                covered.push((message.seq, message.id));
             }
         }
         erased += covered.len() as u64;
-        partition.overwrite(link, &covered).await?;
-        match next(&rows, |row| row.0, up_to, READ_MAX_ROWS) {
-            Some(next) => up_to = next,
+        overwrite(link, partition, &covered).await?;
+        match part.read_to {
+            Some(read_to) => span.go_on(read_to),
             None => return Ok(erased),
         }
     }
 }
 
-/// Where a read that goes down goes on; `None` at the end. Rows at the last offset may have been cut
-/// off, so they are read again.
-fn next<T>(rows: &[T], off: impl Fn(&T) -> i64, up_to: i64, max_rows: i32) -> Option<i64> {
-    let last = rows.last().map(off)?;
-    let is_cut = rows.len() == max_rows as usize;
-    is_cut.then_some(if last < up_to { last } else { last - 1 })
+fn is_covered(order: &Order, of: LogRoom<'_>, seq: Seq, time_ms: i64) -> bool {
+    order.reaches(of.log, of.room.partition(), seq, time_ms)
 }
 
-impl Partition<'_> {
-    fn is_covered(&self, order: &Order, off: i64, time_ms: i64) -> bool {
-        order.reaches(self.log, self.room.partition(), to_seq(off), time_ms)
+async fn overwrite(
+    link: &Link,
+    partition: Partition<'_>,
+    keys: &[(Seq, String)],
+) -> Result<(), ArchiveError> {
+    let (of, bucket) = (partition.of, to_i64(Seq::new(partition.bucket)));
+    for keys in keys.chunks(MUTATION_MAX_ROWS) {
+        let nothing: Vec<u8> = Vec::new();
+        let rows = keys.iter().map(|(seq, id)| {
+            let (log, room, epoch) = (of.log, of.room.channel(), partition.epoch);
+            let off = to_i64(*seq);
+            (log, room, epoch, bucket, off, id, &nothing, ERASED_US)
+        });
+        link.driver
+            .write_all(&link.statements.insert_message, rows.collect::<Vec<_>>())
+            .await?;
     }
-
-    fn range(&self, up_to: i64, limit: i32) -> (&str, &str, &str, i64, i64, i64, i32) {
-        let room = self.room.channel();
-        (self.log, room, self.epoch, self.bucket, 0, up_to, limit)
-    }
-
-    async fn overwrite(&self, link: &Link, keys: &[(i64, String)]) -> Result<(), ArchiveError> {
-        for keys in keys.chunks(MUTATION_MAX_ROWS) {
-            let nothing: Vec<u8> = Vec::new();
-            let rows = keys.iter().map(|(off, id)| {
-                let (log, room, epoch) = (self.log, self.room.channel(), self.epoch);
-                (log, room, epoch, self.bucket, *off, id, &nothing, ERASED_US)
-            });
-            link.driver
-                .write_all(&link.statements.insert_message, rows.collect::<Vec<_>>())
-                .await?;
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 async fn erase_quarantine(link: &Link, order: &Order, stream: &str) -> Result<u64, ArchiveError> {

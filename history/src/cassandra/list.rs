@@ -6,8 +6,10 @@ use std::sync::Arc;
 use weir_nats::placement::Generation;
 use weir_nats::{Epoch, RoomName, Seq};
 
-use super::read::{Bucket, Range, behind, list};
-use super::{Cassandra, Link, envelope, read_held, read_streams, schema, to_i64, to_seq};
+use super::index::{Bucket, buckets};
+use super::partition::{AtOffset, LogRoom, Part, Span};
+use super::streams::{read_held, read_streams};
+use super::{Cassandra, Link, schema, to_i64, to_seq};
 use crate::archive::{ArchiveError, HeldByStream, Quarantined};
 use crate::listing::{About, ListedRoom, ListedRow, ListedRows, RowKey, StreamRecord, Totals};
 
@@ -116,16 +118,9 @@ impl Cassandra {
         max_messages: u32,
         max_bytes: u32,
     ) -> Result<ListedRows, ArchiveError> {
-        let range = Range {
-            log,
-            room,
-            // Others may have the same offset.
-            after: after.map_or(Seq::ZERO, |key| key.seq.just_before()),
-            up_to: Seq::MAX,
-            reverse: false,
-        };
+        let of = LogRoom { log, room };
         let limits = (max_messages as usize, max_bytes as usize);
-        self.reading(|link| async move { rows_of(&link, range, after, limits).await })
+        self.reading(|link| async move { rows_of(&link, of, after, limits).await })
             .await
     }
 
@@ -240,14 +235,19 @@ async fn quarantined(
 
 async fn rows_of(
     link: &Link,
-    mut range: Range<'_>,
+    of: LogRoom<'_>,
     after: Option<&RowKey>,
     (max_messages, max_bytes): (usize, usize),
 ) -> Result<ListedRows, ArchiveError> {
+    let mut span = Span {
+        // Others may have the same offset.
+        after: after.map_or(Seq::ZERO, |key| key.seq.just_before()),
+        ..Span::ALL_FORWARD
+    };
     let (mut listed, mut bytes) = (ListedRows::default(), 0_usize);
-    while !range.is_empty() {
-        let (buckets, is_cut) = list(link, range).await?;
-        for bucket in &buckets {
+    while !span.is_empty() {
+        let found = buckets(link, of, span).await?;
+        for bucket in &found.rows {
             loop {
                 // One more than is asked for says whether there are more.
                 let missing = max_messages + 1 - listed.rows.len();
@@ -257,8 +257,8 @@ async fn rows_of(
                     _ => max_bytes.saturating_sub(bytes) / mean.max(1) + 1,
                 };
                 let limit = missing.min(fitting).clamp(FIRST_MAX_ROWS, CHUNK_MAX_ROWS);
-                let (rows, read_to) = read_bucket(link, range, bucket, limit).await?;
-                for row in rows {
+                let part = read_bucket(link, of, span, bucket, limit).await?;
+                for row in part.rows {
                     if after.is_some_and(|after| row.key() <= *after) {
                         continue;
                     }
@@ -271,73 +271,51 @@ async fn rows_of(
                     }
                     listed.rows.push(row);
                 }
-                let Some(read_to) = read_to else {
+                let Some(read_to) = part.read_to else {
                     break;
                 };
-                range.go_on(read_to);
+                span.go_on(read_to);
             }
         }
-        let Some(last) = buckets.last().filter(|_| is_cut) else {
+        let Some(read_to) = found.read_to else {
             break;
         };
-        range.go_on(behind(link, last, false));
+        span.go_on(read_to);
     }
     Ok(listed)
 }
 
-/// Offset, id, and what the row holds.
-type Envelope = (Seq, String, bytes::Bytes);
+impl AtOffset for ListedRow {
+    fn seq(&self) -> Seq {
+        self.message.seq
+    }
+}
 
-/// A bucket's rows of all its epochs, in order, and how far they were read if there are more.
+/// A bucket's rows of all its epochs, by offset, epoch and id. What is erased is no row.
 async fn read_bucket(
     link: &Link,
-    range: Range<'_>,
+    of: LogRoom<'_>,
+    span: Span,
     bucket: &Bucket,
     limit: usize,
-) -> Result<(Vec<ListedRow>, Option<Seq>), ArchiveError> {
-    let mut parts: Vec<(Epoch, Vec<Envelope>)> = Vec::new();
-    let mut read_to: Option<Seq> = None;
-    for epoch in &bucket.epochs {
-        let key = (
-            range.log,
-            range.room.channel(),
-            epoch,
-            to_i64(Seq::new(bucket.first)),
-            to_i64(range.after),
-            to_i64(range.up_to),
-            i32::try_from(limit).unwrap_or(i32::MAX),
-        );
-        let select = &link.statements.select_forward;
-        let rows: Vec<(i64, String, Option<bytes::Bytes>)> = link.driver.read(select, key).await?;
-        if rows.len() == limit {
-            // The last offset's rows may be cut off: they are read with the next. One offset has a few rows, not a
-            // whole answer.
-            let last = rows.last().map_or(0, |(off, ..)| *off);
-            let whole = rows.iter().rfind(|(off, ..)| *off != last);
-            let whole = to_seq(whole.map_or(last, |(off, ..)| *off));
-            read_to = Some(read_to.map_or(whole, |read_to| read_to.min(whole)));
-        }
-        let epoch = Epoch::new(epoch).map_err(|error| ArchiveError {
-            reason: format!("the room {:?}: {error}", range.room),
+) -> Result<Part<ListedRow>, ArchiveError> {
+    let mut parts = Vec::with_capacity(bucket.epochs.len());
+    for partition in bucket.partitions(of) {
+        let epoch = Epoch::new(partition.epoch).map_err(|error| ArchiveError {
+            reason: format!("the room {:?}: {error}", of.room),
             temporary: false,
         })?;
-        // What is erased has no envelope.
-        let rows = rows.into_iter().filter_map(|(off, id, blob)| {
-            let blob = blob.filter(|blob| !blob.is_empty())?;
-            Some((to_seq(off), id, blob))
-        });
-        parts.push((epoch, rows.collect()));
-    }
-    let mut all = Vec::new();
-    for (epoch, rows) in parts {
-        for (seq, id, blob) in rows {
-            if read_to.is_none_or(|read_to| seq <= read_to) {
-                let message = Arc::new(envelope::decode(seq, id, &blob)?);
+        let part = partition.rows(link, span, limit).await?;
+        let mut rows = Vec::with_capacity(part.rows.len());
+        for row in part.rows {
+            if let Some(message) = row.message()? {
+                let message = Arc::new(message);
                 let epoch = epoch.clone();
-                all.push(ListedRow { epoch, message });
+                rows.push(ListedRow { epoch, message });
             }
         }
+        let read_to = part.read_to;
+        parts.push(Part { rows, read_to });
     }
-    all.sort_by_key(ListedRow::key);
-    Ok((all, read_to))
+    Ok(Part::merged(parts, span))
 }

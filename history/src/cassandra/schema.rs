@@ -132,6 +132,17 @@ pub(super) async fn read_meta(
     if tables.is_empty() {
         return Ok(None);
     }
+    read_identity(driver, keyspace).await
+}
+
+/// The same of a keyspace that has tables; `None` if they were emptied.
+///
+/// # Errors
+/// When there are no tables, the cluster does not answer, or the keyspace is of another version.
+pub(super) async fn read_identity(
+    driver: &Driver,
+    keyspace: &str,
+) -> Result<Option<Meta>, ArchiveError> {
     let rows: Vec<(String, String)> = driver
         .ask(&format!("SELECT key, value FROM {keyspace}.meta"), ())
         .await?;

@@ -34,6 +34,9 @@ statements! {
         VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?",
     /// All streams.
     select_streams: "SELECT log, stream, slot, epoch, from_seq, created, seq, msg_id, time_ms FROM {}.streams",
+    /// log: its streams.
+    select_streams_of: "SELECT log, stream, slot, epoch, from_seq, created, seq, msg_id, time_ms FROM {}.streams
+        WHERE log = ?",
     /// log, archive, stream, from, to, timestamp: `to`.
     insert_held: "INSERT INTO {}.held (log, archive, stream, from_seq, to_seq)
         VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?",
@@ -104,36 +107,4 @@ statements! {
     insert_note: "INSERT INTO {}.meta (key, value) VALUES (?, ?)",
     /// key.
     select_note: "SELECT value FROM {}.meta WHERE key = ?",
-}
-
-/// Columns of `streams`, in the order of its statement.
-pub(super) type StreamRow = (
-    String,
-    String,
-    Option<i32>,
-    Option<String>,
-    Option<i64>,
-    Option<String>,
-    Option<i64>,
-    Option<String>,
-    Option<i64>,
-);
-
-impl Statements {
-    pub(super) async fn streams(
-        &self,
-        driver: &Driver,
-        max_rows: usize,
-    ) -> Result<Vec<StreamRow>, ArchiveError> {
-        driver.scan(&self.select_streams, (), max_rows).await
-    }
-
-    /// Archive, stream, from, to.
-    pub(super) async fn held(
-        &self,
-        driver: &Driver,
-        max_rows: usize,
-    ) -> Result<Vec<(String, String, i64, i64)>, ArchiveError> {
-        driver.scan(&self.select_held, (), max_rows).await
-    }
 }

@@ -1,6 +1,7 @@
 //! Knows: what can be asked of a room's past, as values that are equal when the questions are.
 //! Never: how it is read.
 
+use futures_util::FutureExt as _;
 use weir_nats::placement::Place;
 use weir_nats::{RoomName, Seq};
 
@@ -118,5 +119,24 @@ impl Question {
                 })
             }
         }
+    }
+}
+
+impl Reader {
+    /// The answer to a question: shared with equal questions that are asked while this one waits.
+    pub(super) async fn ask(
+        &self,
+        question: Question,
+        place: &Place,
+    ) -> Result<Recovery, ReadError> {
+        let answer = || {
+            let (reader, place, question) = (self.clone(), place.clone(), question.clone());
+            async move { question.answer(&reader, &place).await }.boxed()
+        };
+        let (answer, joined) = self.flights.ask(question.clone(), answer).await;
+        if joined {
+            self.metrics.joined.add_one();
+        }
+        answer
     }
 }

@@ -206,7 +206,7 @@ impl ArchiveReads {
     /// watermark `at`.
     pub(super) async fn older_than(
         &self,
-        log: &str,
+        (log, slot): (&str, u16),
         room: &RoomName,
         time_ms: i64,
         at: Seq,
@@ -221,7 +221,7 @@ impl ArchiveReads {
             let (log, room) = (query.log.clone(), query.room.clone());
             async move {
                 self.metrics.queries.add_one();
-                self.archive.older_than(log, room, time_ms).await
+                self.archive.older_than((log, slot), room, time_ms).await
             }
         };
         self.times.try_get_with(query, search).await
@@ -231,12 +231,12 @@ impl ArchiveReads {
     /// `at` that was stored later, so that what is not archived yet was stored later, too.
     pub(super) async fn last_before(
         &self,
-        log: &str,
+        (log, slot): (&str, u16),
         room: &RoomName,
         time_ms: i64,
         at: Seq,
     ) -> Result<Option<Seq>, Arc<ArchiveError>> {
-        let found = self.older_than(log, room, time_ms, at).await?;
+        let found = self.older_than((log, slot), room, time_ms, at).await?;
         let found = found.unwrap_or_default();
         if found >= at {
             return Ok(None);

@@ -48,6 +48,19 @@ struct Tail {
     whole: bool,
 }
 
+impl Tail {
+    fn empty(above: Seq) -> Self {
+        Self {
+            watermark: above,
+            messages: 0,
+            first: above,
+            end: above,
+            beyond: 0,
+            whole: true,
+        }
+    }
+}
+
 /// Where a search for the floor of a window has come to.
 enum Below {
     /// It is there. `None`: the stream was trimmed meanwhile.
@@ -191,7 +204,7 @@ impl Reader {
     }
 
     /// Counts what a generation's stream alone has of a room in (`after`, `top`]; not whole if it
-    /// begins later.
+    /// begins later, or is gone.
     async fn tail_in_stream(
         &self,
         place: &Place,
@@ -199,23 +212,12 @@ impl Reader {
         after: Seq,
         top: Option<Seq>,
     ) -> Result<Tail, ReadError> {
-        let stream = &generation.stream;
-        let beyond = match top {
-            Some(top) => self.count_in(place, stream, top).await?.0,
-            None => 0,
+        let counted = self.count_tail(place, generation, after, top).await?;
+        let gone = Tail {
+            whole: false,
+            ..Tail::empty(after)
         };
-        let (count, first) = self.count_in(place, stream, after).await?;
-        // Read after the count: above it nothing was trimmed unseen.
-        let state = self.state_of(place, stream).await?;
-        let end = state.as_ref().map_or(after, |state| state.last);
-        Ok(Tail {
-            watermark: after,
-            messages: count.saturating_sub(beyond),
-            first,
-            end: top.map_or(end, |top| top.min(end)),
-            beyond,
-            whole: state.is_some_and(|state| state.first.get() <= after.read_from()),
-        })
+        Ok(counted.map_or(gone, |(tail, _)| tail))
     }
 
     /// Counts what a generation's stream has of a room in (`after`, `top`] above the archive.
@@ -230,46 +232,64 @@ impl Reader {
         for _ in 0..TRIES_MAX {
             let watermark = self.view(stream).end();
             let above = watermark.max(after);
-            let mut tail = Tail {
+            let empty = Tail {
                 watermark,
-                messages: 0,
-                first: above,
-                end: above,
-                beyond: 0,
-                whole: true,
+                ..Tail::empty(above)
             };
             if top.is_some_and(|top| top <= above) {
-                return Ok(tail);
+                return Ok(empty);
             }
-            if self.state_of(place, stream).await?.is_none() {
+            let counted = self.count_tail(place, generation, above, top).await?;
+            let Some((tail, first)) = counted else {
                 if self.held(stream).end() > watermark {
                     continue;
                 }
-                return Ok(tail);
-            }
-            if let Some(top) = top {
-                tail.beyond = self.count_in(place, stream, top).await?.0;
-            }
-            let (count, first) = self.count_in(place, stream, above).await?;
-            // Read after the count: above it nothing was trimmed unseen.
-            let Some(state) = self.state_of(place, stream).await? else {
-                continue;
+                return Ok(empty);
             };
-            if state.first.get() > above.read_from() {
+            if !tail.whole {
                 self.archive_is_known()?;
                 if self.held(stream).end() > above
-                    || self.nothing_was_lost(stream, above, state.first).await
+                    || self.nothing_was_lost(stream, above, first).await
                 {
                     continue;
                 }
-                tail.whole = false;
             }
-            tail.messages = count.saturating_sub(tail.beyond);
-            tail.first = first;
-            tail.end = top.map_or(state.last, |top| top.min(state.last));
-            return Ok(tail);
+            return Ok(Tail { watermark, ..tail });
         }
         Err(ReadError::Trimmed(stream.clone()))
+    }
+
+    /// Counts what a generation's stream has of a room in (`above`, `top`], and says where the stream
+    /// begins. `None`: it is gone.
+    async fn count_tail(
+        &self,
+        place: &Place,
+        generation: &Generation,
+        above: Seq,
+        top: Option<Seq>,
+    ) -> Result<Option<(Tail, Seq)>, ReadError> {
+        let stream = &generation.stream;
+        if self.state_of(place, stream).await?.is_none() {
+            return Ok(None);
+        }
+        let beyond = match top {
+            Some(top) => self.count_in(place, stream, top).await?.0,
+            None => 0,
+        };
+        let (count, first) = self.count_in(place, stream, above).await?;
+        // Read after the count: above it nothing was trimmed unseen.
+        let state = self.state_of(place, stream).await?;
+        Ok(state.map(|state| {
+            let tail = Tail {
+                watermark: above,
+                messages: count.saturating_sub(beyond),
+                first,
+                end: top.map_or(state.last, |top| top.min(state.last)),
+                beyond,
+                whole: state.first.get() <= above.read_from(),
+            };
+            (tail, state.first)
+        }))
     }
 
     /// The offset just below the newest `wanted` messages of a tail that has as many. While

@@ -64,13 +64,19 @@ impl Sqlite {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn find(&self, room: &RoomName, id: &str, after: Seq) -> Result<Option<Seq>, ArchiveError> {
+    pub fn find(
+        &self,
+        log: &str,
+        room: &RoomName,
+        id: &str,
+        after: Seq,
+    ) -> Result<Option<Seq>, ArchiveError> {
         let connection = self.reader();
         let found = connection
             .query_row(
                 "SELECT offset FROM messages JOIN rooms ON rooms.id = messages.room
-                 WHERE channel = ?1 AND offset > ?2 AND msg_id = ?3 LIMIT 1",
-                params![room.channel(), to_i64(after), id],
+                 WHERE log = ?1 AND channel = ?2 AND offset > ?3 AND msg_id = ?4 LIMIT 1",
+                params![log, room.channel(), to_i64(after), id],
                 |row| row.get(0),
             )
             .optional();

@@ -26,7 +26,7 @@ for_each_archive! {
 
 const UNTIL_MS: i64 = 1_000_000;
 
-fn order(what: What, up_to: u64) -> Order {
+pub(crate) fn order(what: What, up_to: u64) -> Order {
     let slot = SlotScope {
         streams: vec![STREAM.into()],
         up_to: Seq::new(up_to),

@@ -2,15 +2,22 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+use weir_history::Window;
+use weir_history::archive::Batch;
+use weir_history::held::Held;
+use weir_nats::erasure::{LogScope, Order, SlotScope, What};
 use weir_nats::placement::{Generation, Place};
 use weir_nats::{Epoch, Seq};
 
-use crate::rig::{Kind, Rig, STREAM, all_backward, all_forward, room, rooms};
+use crate::rig::{Kind, Rig, STREAM, WITHIN, all_backward, all_forward, pairs, room, rooms};
 
 for_each_archive! {
     an_archive_that_was_deleted_holds_what_the_stream_still_had,
     what_was_trimmed_before_it_was_archived_is_a_hole,
     what_was_erased_is_no_hole,
+    what_nobody_erased_is_a_hole,
+    a_hole_that_the_stream_still_has_is_filled,
     an_older_epoch_is_paged_from_the_archive_after_its_stream_is_gone,
 }
 
@@ -103,8 +110,23 @@ async fn what_was_trimmed_before_it_was_archived_is_a_hole(kind: Kind) {
     assert!(!across.whole && across.messages.len() == 60);
 }
 
+/// One that was given when the stream ended at `up_to`.
+fn order(up_to: u64) -> Order {
+    let slot = SlotScope {
+        streams: vec![STREAM.into()],
+        up_to: Seq::new(up_to),
+    };
+    let scope = LogScope {
+        log: "rooms".into(),
+        slots: vec![slot],
+    };
+    let what = What::User("somebody".into());
+    Order::new(what, vec![scope], 0, "tester".into(), String::new())
+}
+
 async fn what_was_erased_is_no_hole(kind: Kind) {
     let rig = Rig::on(kind).await;
+    rig.orders.add([order(100)]);
     let archive = rig.archive().await;
     let room = room("chat:lobby");
     rig.publish(std::slice::from_ref(&room), 100).await;
@@ -118,6 +140,87 @@ async fn what_was_erased_is_no_hole(kind: Kind) {
     let reader = rig.reader(Some(&archive));
     let (found, whole) = all_forward(&reader, &rig.place(&room), &room, Seq::ZERO, 30).await;
     assert!(whole && found.len() == 97);
+}
+
+async fn what_nobody_erased_is_a_hole(kind: Kind) {
+    let rig = Rig::on(kind).await;
+    let archive = rig.archive().await;
+    let room = room("chat:lobby");
+    rig.publish(std::slice::from_ref(&room), 100).await;
+    let stream = rig.js.get_stream(STREAM).await.unwrap();
+    for seq in [40, 41, 100] {
+        stream.delete_message(seq).await.unwrap();
+    }
+    let worker = rig.work(&archive);
+    rig.held(&archive, &[(1, 39), (42, 99)]).await;
+    let place = rig.place(&room);
+    let reader = rig.reader(Some(&archive));
+    let recovered = async |after| {
+        let window = Window::default();
+        let recovery = reader.recover(&place, &room, None, Seq::new(after), &window, 500, 1 << 20);
+        recovery.await.unwrap().recovered
+    };
+    assert!(!recovered(0).await && !recovered(40).await);
+    // What comes next is archived, and shows that the last one is lost, too.
+    rig.publish(std::slice::from_ref(&room), 10).await;
+    rig.held(&archive, &[(1, 39), (42, 99), (101, 110)]).await;
+    assert!(!recovered(39).await && !recovered(50).await && recovered(100).await);
+    let (found, whole) = all_forward(&reader, &place, &room, Seq::ZERO, 30).await;
+    assert!(!whole && found.len() == 107);
+    let deadline = Instant::now() + WITHIN;
+    while worker.metrics.lost_messages() != 3 {
+        assert!(Instant::now() < deadline, "it is reported");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // An order that explains it all.
+    rig.orders.add([order(105)]);
+    rig.held(&archive, &[(1, 110)]).await;
+    while worker.metrics.lost_messages() != 0 {
+        assert!(Instant::now() < deadline, "it is over");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn a_hole_that_the_stream_still_has_is_filled(kind: Kind) {
+    let rig = Rig::on(kind).await;
+    let archive = rig.archive().await;
+    let room = room("chat:lobby");
+    let stored = rig.publish(std::slice::from_ref(&room), 300).await;
+    let worker = rig.work(&archive);
+    rig.archived(&archive).await;
+    drop(worker);
+    drop(archive);
+    rig.lose_archive().await;
+    rig.trim(200).await;
+    // An import, of another archive's part.
+    let archive = rig.archive().await;
+    let imported = Batch {
+        log: "rooms".into(),
+        slot: 0,
+        generation: rig.place(&room).current().clone(),
+        rows: Vec::new(),
+        refused: Vec::new(),
+        held: Held::from_ranges([(1, 20), (201, 250)]),
+        created: "then".into(),
+    };
+    archive.append(imported).await.unwrap();
+    let _worker = rig.work(&archive);
+    rig.held(&archive, &[(1, 20), (101, 300)]).await;
+    let rows = rig.row_count().await;
+    assert_eq!(rows, 150, "101 to 200 and 251 to 300");
+    let reader = rig.reader(Some(&archive));
+    let place = rig.place(&room);
+    let page = reader.forward(
+        &place,
+        &room,
+        Seq::new(100),
+        Some(Seq::new(200)),
+        500,
+        1 << 20,
+    );
+    let page = page.await.unwrap();
+    assert!(page.whole);
+    assert_eq!(pairs(&page.messages), stored[&room][100..200]);
 }
 
 async fn an_older_epoch_is_paged_from_the_archive_after_its_stream_is_gone(kind: Kind) {

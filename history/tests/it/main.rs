@@ -11,14 +11,19 @@ mod cassandra;
 mod erase;
 #[path = "../../../tests/support/figures.rs"]
 mod figures;
+mod flipped;
 mod holes;
 mod listing;
 mod names;
+#[path = "../../../tests/support/names.rs"]
+mod names_support;
 #[path = "../../../tests/support/cassandra.rs"]
 mod node;
 mod pages;
 mod power;
+mod put_back;
 mod service;
 mod storm;
 mod times;
+mod trims;
 mod window;

@@ -1,17 +1,24 @@
 //! Knows: a nats-server of the test's own, an archive in a temporary folder, a worker that can be
 //! started and killed. Never: what is asserted.
 
+#[path = "../../../tests/support/length.rs"]
+mod length;
+#[path = "../../../tests/support/logs.rs"]
+mod logs;
 #[path = "../../../tests/support/ports.rs"]
-mod ports;
+pub(crate) mod ports;
+#[path = "../../../tests/support/rng.rs"]
+mod rng;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use bytes::Bytes;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -24,21 +31,13 @@ use weir_nats::guard::{Guard, Known};
 use weir_nats::message::stamp;
 use weir_nats::placement::Place;
 use weir_nats::replay::Replay;
-use weir_nats::stream::{LogConfig, Storage, context};
+use weir_nats::stream::context;
 use weir_nats::{Author, Door, Message, Orders, Placements, RoomName, Seq};
 
 use crate::cassandra::config_at;
-use crate::node::{Keyspace, cql, shared_node};
-
-/// True in `make test-long`.
-pub(crate) fn long() -> bool {
-    std::env::var("WEIR_TEST_LONG").is_ok_and(|value| value == "1")
-}
-
-/// `short` in `make test`, `whole` in `make test-long`.
-pub(crate) fn either<T>(short: T, whole: T) -> T {
-    if long() { whole } else { short }
-}
+use crate::node::{Keyspace, Node, cql, shared_node};
+pub(crate) use length::either;
+pub(crate) use rng::Rng;
 
 /// Longest wait for anything.
 pub(crate) const WITHIN: Duration = Duration::from_secs(12);
@@ -81,11 +80,28 @@ pub(crate) struct Rig {
     pub(crate) placements: Placements,
     pub(crate) folder: TempDir,
     pub(crate) url: String,
+    /// What may be deleted from streams.
+    pub(crate) orders: Orders,
     keyspace: Option<Keyspace>,
-    _server: Option<Server>,
+    /// A node that no other test has.
+    pub(crate) node: Option<Node>,
+    server: Option<Server>,
 }
 
 struct Server(Child);
+
+impl Server {
+    fn start(port: &str, folder: &Path) -> Self {
+        let child = Command::new(nats_server())
+            .args(["-a", "127.0.0.1", "-p", port, "-js", "-sd"])
+            .arg(folder.join("nats"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("nats-server is on PATH, in .tools/bin or named by WEIR_NATS_SERVER");
+        Self(child)
+    }
+}
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -134,15 +150,64 @@ impl Rig {
     pub(crate) async fn on(kind: Kind) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = ports::free_port();
-        let server = Command::new(nats_server())
-            .args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"])
-            .arg(folder.path().join("nats"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("nats-server is on PATH, in .tools/bin or named by WEIR_NATS_SERVER");
+        let server = Server::start(&port.to_string(), folder.path());
         let url = format!("nats://127.0.0.1:{port}");
-        Self::join(kind, url, folder, Some(Server(server)), Vec::new()).await
+        Self::join(kind, url, folder, Some(server), Vec::new()).await
+    }
+
+    /// One whose archive, if it is in Cassandra, is on a node that the test may kill.
+    pub(crate) async fn on_its_own(kind: Kind) -> Self {
+        let mut rig = Self::on(kind).await;
+        if kind == Kind::Cassandra {
+            let node = Node::start(&[]);
+            rig.keyspace = Some(Keyspace::new(&node.address()));
+            rig.node = Some(node);
+        }
+        rig
+    }
+
+    /// A copy of the archive as it is now. Nothing may be written meanwhile.
+    pub(crate) fn copy_archive(&mut self) -> TempDir {
+        if let Some(node) = &mut self.node {
+            return node.copy_data();
+        }
+        assert_eq!(self.kind, Kind::Sqlite, "take one that is on its own");
+        let copy = tempfile::tempdir().unwrap();
+        let file = copy.path().join("archive.db");
+        let db = rusqlite::Connection::open(self.archive_path()).unwrap();
+        db.execute("VACUUM INTO ?1", [file.to_str().unwrap()])
+            .unwrap();
+        copy
+    }
+
+    /// The archive is again as it was when it was copied. In SQLite it must not be open.
+    pub(crate) async fn put_archive_back(&mut self, copy: &TempDir) {
+        if let Some(node) = &mut self.node {
+            node.kill();
+            node.put_back(copy);
+            node.restart();
+            return;
+        }
+        self.lose_archive().await;
+        std::fs::copy(copy.path().join("archive.db"), self.archive_path()).unwrap();
+    }
+
+    /// Ends nats-server, by `kill -9` or in order, and starts it again on the same store after `change` was
+    /// made there. Returns when the connections are back.
+    pub(crate) async fn restart_nats(&mut self, killed: bool, change: impl FnOnce(&Path)) {
+        let mut server = self.server.take().expect("a nats-server of its own");
+        let signal = if killed { Signal::KILL } else { Signal::TERM };
+        kill_process(Pid::from_child(&server.0), signal).unwrap();
+        server.0.wait().unwrap();
+        change(&self.folder.path().join("nats"));
+        let port = self.url.rsplit(':').next().unwrap();
+        self.server = Some(Server::start(port, self.folder.path()));
+        let replay = Replay::new(self.links.reads.clone());
+        let deadline = Instant::now() + WITHIN;
+        while !self.links.is_live() || replay.state(STREAM).await.is_err() {
+            assert!(Instant::now() < deadline, "nats-server is back");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// One more Weir at a nats-server that another process started. `known` is what its archive
@@ -179,22 +244,13 @@ impl Rig {
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
         let placements = Placements::default();
-        let log = LogConfig {
-            name: "rooms".into(),
-            slots: 1,
-            max_age: Duration::ZERO,
-            max_bytes: -1,
-            max_messages: -1,
-            storage: Storage::File,
-            replicas: 1,
-            duplicate_window: Duration::from_secs(120),
-        };
+        let orders = Orders::default();
         let guard = Guard::start(
             &links,
-            vec![log],
+            vec![logs::rooms()],
             placements.clone(),
             known,
-            Orders::default(),
+            orders.clone(),
         );
         let guard = Box::pin(guard).await.unwrap();
         Self {
@@ -205,8 +261,10 @@ impl Rig {
             placements,
             folder,
             url: config.url,
+            orders,
             keyspace: (kind == Kind::Cassandra).then(|| Keyspace::new(shared_node())),
-            _server: server,
+            node: None,
+            server,
         }
     }
 
@@ -227,10 +285,15 @@ impl Rig {
         }
     }
 
+    fn node_address(&self) -> String {
+        let own = self.node.as_ref().map(Node::address);
+        own.unwrap_or_else(|| shared_node().to_owned())
+    }
+
     /// The keyspace of this rig.
     pub(crate) fn cassandra(&self) -> CassandraConfig {
         let keyspace = self.keyspace.as_ref().expect("an archive in Cassandra");
-        config_at(vec![shared_node().to_owned()], keyspace.name(), 1)
+        config_at(vec![self.node_address()], keyspace.name(), 1)
     }
 
     /// Everything in the archive is gone. It must not be open.
@@ -247,7 +310,7 @@ impl Rig {
             Kind::Cassandra => {
                 let keyspace = self.cassandra().keyspace;
                 let statement = format!("DROP KEYSPACE {keyspace}");
-                cql::query(shared_node(), &statement, cql::ONE).unwrap();
+                cql::query(&self.node_address(), &statement, cql::ONE).unwrap();
             }
         }
     }
@@ -264,7 +327,7 @@ impl Rig {
                 .unwrap(),
             Kind::Cassandra => {
                 let session = scylla::client::session_builder::SessionBuilder::new()
-                    .known_node(shared_node())
+                    .known_node(self.node_address())
                     .build()
                     .await
                     .unwrap();
@@ -306,7 +369,8 @@ impl Rig {
             self.placements.clone(),
             Arc::new(Notify::new()),
             Arc::clone(&metrics),
-        );
+        )
+        .with_orders(self.orders.clone());
         let stop = CancellationToken::new();
         let run = tokio::spawn(with(worker).run(TaskTracker::new(), stop.clone()));
         Running {
@@ -370,6 +434,16 @@ impl Rig {
         replay.state(STREAM).await.unwrap().last
     }
 
+    /// Waits until the archive holds just this of the stream.
+    pub(crate) async fn held(&self, archive: &Archive, ranges: &[(u64, u64)]) {
+        let mut held = archive.held();
+        let reached =
+            held.wait_for(|all| all.get(STREAM).is_some_and(|held| held.ranges() == ranges));
+        let reached = tokio::time::timeout(NODE_WITHIN, reached).await.is_ok();
+        let now = archive.held().borrow().get(STREAM).cloned();
+        assert!(reached, "{ranges:?} is held in the end: {now:?}");
+    }
+
     /// Waits until the archive holds the stream up to its last sequence.
     pub(crate) async fn archived(&self, archive: &Archive) {
         let last = self.last().await;
@@ -402,33 +476,6 @@ pub(crate) fn author() -> Author {
         client: "c1".into(),
         info: Some(Bytes::from_static(b"{\"name\":\"Ann\"}")),
         door: Door::Socket,
-    }
-}
-
-/// SplitMix64: small, seeded, the same everywhere.
-pub(crate) struct Rng(u64);
-
-impl Rng {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `bound`, which is not 0.
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    /// One of them.
-    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[usize::try_from(self.below(from.len() as u64)).unwrap()]
     }
 }
 

@@ -168,7 +168,7 @@ async fn the_newest_before_a_time_is_found_in_a_long_room(kind: Kind) {
     }
     let ask = async |time_ms| {
         archive
-            .older_than("rooms".into(), lobby.clone(), time_ms)
+            .older_than(("rooms".into(), 0), lobby.clone(), time_ms)
             .await
             .unwrap()
             .map(Seq::get)
@@ -179,6 +179,8 @@ async fn the_newest_before_a_time_is_found_in_a_long_room(kind: Kind) {
     assert_eq!(ask(1_009_999).await, Some(19_997 * 3 + 1));
     assert_eq!(ask(i64::MAX).await, Some(19_999 * 3 + 1));
     let other = room("chat:other");
-    let none = archive.older_than("rooms".into(), other, i64::MAX).await;
+    let none = archive
+        .older_than(("rooms".into(), 0), other, i64::MAX)
+        .await;
     assert_eq!(none.unwrap(), None);
 }

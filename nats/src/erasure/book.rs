@@ -44,10 +44,11 @@ pub struct StreamProgress {
 pub struct ArchiveProgress {
     /// Rows erased so far.
     pub erased: u64,
-    /// When no row, and no byte of one in its files, was left, in milliseconds since 1970.
+    /// When no row was left, and no byte of one in its files but for `left_to_do`, in milliseconds since
+    /// 1970.
     #[serde(default)]
     pub done_ms: Option<i64>,
-    /// Steps that are left to whoever runs the archive; empty for one that needs none.
+    /// Steps that are left to whoever runs the archive, in lines; empty for one that needs none.
     #[serde(default)]
     pub left_to_do: String,
 }

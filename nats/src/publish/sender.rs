@@ -306,7 +306,8 @@ impl Sender {
 
     async fn archived(&self, ticket: &Ticket, after: Seq) -> Option<Seq> {
         let lookup = self.inner.lookup.as_ref()?;
-        lookup(ticket.room.clone(), ticket.id.clone(), after).await
+        let (log, room) = (self.log.clone(), ticket.room.clone());
+        lookup(log, room, ticket.id.clone(), after).await
     }
 
     /// The stream had the id. A random one can only be our own earlier send; under a caller's key

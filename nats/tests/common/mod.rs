@@ -6,10 +6,13 @@
     reason = "each test file is a crate of its own, uses a part of this, and is public to nobody"
 )]
 
+#[path = "../../../tests/support/logs.rs"]
+mod logs;
 #[path = "../../../tests/support/ports.rs"]
 mod ports;
 pub mod proxy;
 
+pub(crate) use logs::rooms;
 use ports::free_port;
 
 use std::collections::{BTreeMap, HashMap};
@@ -26,7 +29,7 @@ use weir_nats::connect::{ConnectConfig, Credentials, LinkTimes, Links};
 use weir_nats::guard::{Guard, Known};
 use weir_nats::publish::{Outcome, Outgoing, PublishLimits, Publisher, PublisherParts};
 use weir_nats::replay::Replay;
-use weir_nats::stream::{LogConfig, Storage};
+use weir_nats::stream::LogConfig;
 use weir_nats::{Author, Delivery, Door, Orders, Placements, RoomName, Seq};
 
 /// Nothing in these tests takes longer than this on a busy machine.
@@ -169,20 +172,6 @@ impl Drop for Server {
 fn copy(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("-a").arg(from).arg(to).status();
     assert!(status.unwrap().success());
-}
-
-/// A log of one stream.
-pub fn rooms() -> LogConfig {
-    LogConfig {
-        name: "rooms".into(),
-        slots: 1,
-        max_age: Duration::ZERO,
-        max_bytes: -1,
-        max_messages: -1,
-        storage: Storage::File,
-        replicas: 1,
-        duplicate_window: Duration::from_secs(120),
-    }
 }
 
 /// What a process of Weir has of this crate.

@@ -25,7 +25,7 @@ impl ArchiveAt {
     /// What `WEIR_TEST_ARCHIVE` says; else the file in the data folder.
     pub(crate) fn chosen() -> Self {
         match std::env::var("WEIR_TEST_ARCHIVE").as_deref() {
-            Ok("cassandra") => Self::Cassandra(Arc::new(Keyspace::new(shared_node()))),
+            Ok("cassandra") => Self::cassandra(),
             Ok("sqlite") | Err(_) => Self::sqlite(),
             Ok(other) => panic!("WEIR_TEST_ARCHIVE={other}: sqlite or cassandra"),
         }
@@ -34,6 +34,11 @@ impl ArchiveAt {
     /// The default file.
     pub(crate) fn sqlite() -> Self {
         Self::Sqlite("archive.db".into())
+    }
+
+    /// A keyspace of its own on the node that tests share.
+    pub(crate) fn cassandra() -> Self {
+        Self::Cassandra(Arc::new(Keyspace::new(shared_node())))
     }
 
     /// The lines under `[archive]`.

@@ -5,48 +5,28 @@ pub(crate) mod archive;
 #[path = "../../support/cassandra.rs"]
 pub(crate) mod cassandra;
 pub(crate) mod client;
+#[path = "../../support/length.rs"]
+mod length;
+#[path = "../../support/names.rs"]
+pub(crate) mod names;
 pub(crate) mod nats;
 #[path = "../../support/ports.rs"]
 mod ports;
 pub(crate) mod reader;
 pub(crate) mod record;
 pub(crate) mod rig;
+#[path = "../../support/rng.rs"]
+mod rng;
 pub(crate) mod scan;
 pub(crate) mod weir;
 pub(crate) mod writer;
 
+pub(crate) use length::{either, long};
 pub(crate) use ports::free_port;
+pub(crate) use rng::Rng;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
-
-/// SplitMix64: small, seeded, the same everywhere.
-#[derive(Clone, Debug)]
-pub(crate) struct Rng(u64);
-
-impl Rng {
-    pub(crate) const fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `bound`, which is not 0.
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    /// One of them, if there is one.
-    pub(crate) fn pick<T: Clone>(&mut self, from: &[T]) -> Option<T> {
-        (!from.is_empty()).then(|| from[self.below(from.len() as u64) as usize].clone())
-    }
-}
 
 /// The seed of a run: `WEIR_TEST_SEED`, else the given one. Printed, so that a red run can be had again.
 pub(crate) fn seed(name: &str, default: u64) -> u64 {
@@ -56,16 +36,6 @@ pub(crate) fn seed(name: &str, default: u64) -> u64 {
     let seed = seed.unwrap_or(default);
     eprintln!("{name}: WEIR_TEST_SEED={seed}");
     seed
-}
-
-/// True in `make test-long`.
-pub(crate) fn long() -> bool {
-    std::env::var("WEIR_TEST_LONG").is_ok_and(|value| value == "1")
-}
-
-/// `short` in `make test`, `whole` in `make test-long`.
-pub(crate) fn either<T>(short: T, whole: T) -> T {
-    if long() { whole } else { short }
 }
 
 /// Two cores: tests that load the machine take turns.

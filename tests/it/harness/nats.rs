@@ -207,6 +207,22 @@ impl Nats {
         &self.store
     }
 
+    /// Flips one bit of a stream's newest block: `part` of its bytes lie before it. The server must be stopped.
+    pub(crate) fn flip(&self, stream: &str, part: f64) {
+        assert!(self.child.is_none(), "stop it first");
+        let folder = self.store.join("jetstream/WEIR/streams").join(stream);
+        let entries = std::fs::read_dir(folder.join("msgs")).unwrap();
+        let blocks = entries.map(|entry| entry.unwrap().path());
+        let block = blocks
+            .filter(|path| path.extension().is_some_and(|ext| ext == "blk"))
+            .max_by_key(|path| std::fs::metadata(path).unwrap().modified().unwrap())
+            .expect("a block");
+        let mut bytes = std::fs::read(&block).unwrap();
+        let at = (bytes.len() as f64 * part) as usize;
+        bytes[at] ^= 0x10;
+        std::fs::write(&block, bytes).unwrap();
+    }
+
     /// A copy of the store as it is at this moment (the server stands still meanwhile).
     pub(crate) fn copy_store(&self) -> TempDir {
         let copy = tempfile::tempdir().unwrap();

@@ -2,9 +2,11 @@
 //! a keyspace that is emptied under a running process, pages over many buckets and epochs.
 
 mod backlog;
+mod erased_files;
 mod late;
 mod ring;
 mod secure;
+mod taken_over;
 mod workers;
 
 use std::collections::BTreeMap;
@@ -195,19 +197,25 @@ async fn pages_go_over_buckets_and_epochs_both_ways() {
         (some.messages, some.oldest),
         (10, Some(Seq::new(all[all.len() - 10])))
     );
-    let found = archive.find(room.clone(), "id7".into(), Seq::ZERO).await;
+    let found = archive
+        .find(LOG.into(), room.clone(), "id7".into(), Seq::ZERO)
+        .await;
     assert_eq!(found.unwrap(), Some(Seq::new(7)));
-    let found = archive.find(room.clone(), "id7".into(), Seq::new(7)).await;
+    let found = archive
+        .find(LOG.into(), room.clone(), "id7".into(), Seq::new(7))
+        .await;
     assert_eq!(found.unwrap(), None);
 
     for seq in [2, 150, all[170], all[all.len() - 1]] {
         let time = 1_700_000_000_000 + i64::try_from(seq).unwrap();
         let expected = all.iter().copied().rfind(|one| *one < seq).map(Seq::new);
-        let older = archive.older_than(LOG.into(), room.clone(), time).await;
+        let older = archive
+            .older_than((LOG.into(), 0), room.clone(), time)
+            .await;
         assert_eq!(older.unwrap(), expected, "before {seq}");
     }
     let beyond = archive
-        .older_than(LOG.into(), room.clone(), i64::from(i32::MAX) * 1_000)
+        .older_than((LOG.into(), 0), room.clone(), i64::from(i32::MAX) * 1_000)
         .await;
     assert_eq!(beyond.unwrap(), all.last().copied().map(Seq::new));
 }

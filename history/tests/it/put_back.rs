@@ -1,0 +1,210 @@
+//! An archive that is put back to an older copy fills itself again; what the stream no longer has is a
+//! hole, told, and nothing is recovered across it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use weir_history::erase::Eraser;
+use weir_history::{Archive, Reader, Window};
+use weir_nats::erasure::watch::{Identity, Watch};
+use weir_nats::erasure::{LogScope, Order, SlotScope, What};
+use weir_nats::placement::Place;
+use weir_nats::replay::Replay;
+use weir_nats::{RoomName, Seq};
+
+use crate::rig::{
+    Kind, NODE_WITHIN, Rig, Running, STREAM, all_backward, all_forward, room, unique_id,
+};
+
+for_each_archive! {
+    a_copy_that_is_put_back_while_nobody_works_fills_itself_again,
+}
+
+async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + NODE_WITHIN;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn recovered(reader: &Reader, place: &Place, room: &RoomName, after: u64) -> bool {
+    let window = Window::default();
+    let epoch = Some(place.current().epoch.as_str());
+    let recovery = reader.recover(place, room, epoch, Seq::new(after), &window, 300, 1 << 20);
+    recovery.await.unwrap().recovered
+}
+
+/// 100 messages are in the copy; the archive had 400, and the stream has the last 150 of 500.
+async fn copy_and_go_on(rig: &mut Rig, room: &RoomName) -> (Vec<(Seq, Bytes)>, TempDir) {
+    let archive = rig.archive().await;
+    let worker = rig.work(&archive);
+    let mut stored = rig.publish(std::slice::from_ref(room), 100).await[room].clone();
+    rig.archived(&archive).await;
+    drop(worker);
+    let copy = rig.copy_archive();
+    let worker = rig.work(&archive);
+    stored.extend(rig.publish(std::slice::from_ref(room), 300).await[room].clone());
+    rig.archived(&archive).await;
+    drop(worker);
+    (stored, copy)
+}
+
+/// What must be so in the end. `stored` are 1 to 500, and 101 to 350 are lost.
+async fn check(
+    rig: &Rig,
+    (archive, worker): (&Archive, &Running),
+    reader: &Reader,
+    room: &RoomName,
+    stored: &[(Seq, Bytes)],
+) {
+    rig.held(archive, &[(1, 100), (351, 500)]).await;
+    assert_eq!(
+        archive.held_now().await.unwrap()[STREAM].ranges(),
+        [(1, 100), (351, 500)]
+    );
+    until("the hole is reported", async || {
+        worker.metrics.lost_messages() == 250
+    })
+    .await;
+    let kept = [&stored[..100], &stored[350..]].concat();
+    let place = rig.place(room);
+    let (found, whole) = all_forward(reader, &place, room, Seq::ZERO, 70).await;
+    assert!(!whole);
+    assert_eq!(found, kept);
+    let (found, whole) = all_backward(reader, &place, room, 70).await;
+    assert!(!whole);
+    assert_eq!(found, kept);
+    for (after, expected) in [
+        (0, false),
+        (99, false),
+        (100, false),
+        (349, false),
+        (350, true),
+        (500, true),
+    ] {
+        assert_eq!(
+            recovered(reader, &place, room, after).await,
+            expected,
+            "after {after}"
+        );
+    }
+    assert_eq!(rig.row_count().await, 250);
+}
+
+async fn a_copy_that_is_put_back_while_nobody_works_fills_itself_again(kind: Kind) {
+    let mut rig = Rig::on_its_own(kind).await;
+    let room = room("chat:lobby");
+    let (mut stored, copy) = copy_and_go_on(&mut rig, &room).await;
+    rig.put_archive_back(&copy).await;
+    stored.extend(rig.publish(std::slice::from_ref(&room), 100).await[&room].clone());
+    rig.trim(150).await;
+    let archive = rig.archive().await;
+    let worker = rig.work(&archive);
+    let reader = rig.reader(Some(&archive));
+    check(&rig, (&archive, &worker), &reader, &room, &stored).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_is_put_back_under_a_worker_fills_itself_again() {
+    let mut rig = Rig::on_its_own(Kind::Cassandra).await;
+    let room = room("chat:lobby");
+    let (mut stored, copy) = copy_and_go_on(&mut rig, &room).await;
+    let archive = rig.archive().await;
+    let worker = rig.work(&archive);
+    let reader = rig.reader(Some(&archive));
+    let place = rig.place(&room);
+    assert!(recovered(&reader, &place, &room, 0).await);
+
+    // An order that the copy knows nothing of, carried out before it is put back.
+    let stop = CancellationToken::new();
+    let named = archive.clone();
+    let identity = Identity {
+        id: unique_id(),
+        host: "here".into(),
+        archive: Arc::new(move || named.id()),
+    };
+    let watch = Watch::start(rig.links.live.clone(), rig.orders.clone(), identity)
+        .await
+        .unwrap();
+    let eraser = Eraser::new(
+        archive.clone(),
+        watch.book(),
+        rig.orders.clone(),
+        Replay::new(rig.links.reads.clone()),
+        watch.resets(),
+    );
+    let eraser = tokio::spawn(eraser.run(stop.clone()));
+    let slot = SlotScope {
+        streams: vec![STREAM.into()],
+        up_to: Seq::new(400),
+    };
+    let scope = LogScope {
+        log: "rooms".into(),
+        slots: vec![slot],
+    };
+    let what = What::User("nobody".into());
+    let order = Order::new(what, vec![scope], 0, "tester".into(), String::new());
+    rig.orders.add([order.clone()]);
+    let is_done = async || {
+        let recorded = archive.erasures().await.unwrap_or_default();
+        recorded
+            .iter()
+            .any(|one| one.order == order && one.done_ms.is_some())
+    };
+    until("the order is carried out", is_done).await;
+
+    // Somebody asks all the time, and nothing that is gone may be called recovered.
+    let asking = {
+        let (reader, place, room, stop) =
+            (reader.clone(), place.clone(), room.clone(), stop.clone());
+        tokio::spawn(async move {
+            let (mut asked, mut whole) = (0, 0);
+            while !stop.is_cancelled() {
+                let window = Window::default();
+                let recovery =
+                    reader.recover(&place, &room, None, Seq::new(99), &window, 300, 1 << 20);
+                if let Ok(recovery) = recovery.await {
+                    asked += 1;
+                    if recovery.recovered {
+                        whole += 1;
+                        let first = recovery.page.messages.first().map(|one| one.seq);
+                        assert_eq!(first, Some(Seq::new(100)));
+                        let all = recovery.page.messages.windows(2);
+                        let mut steps = all.map(|two| two[1].seq.get() - two[0].seq.get());
+                        assert!(
+                            steps.all(|step| step == 1),
+                            "a gap that was called recovered"
+                        );
+                    }
+                }
+                // Each asks the archive itself and not what is kept of it.
+                reader.forget();
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            (asked, whole)
+        })
+    };
+    let more = async |rig: &Rig| rig.publish(std::slice::from_ref(&room), 50).await[&room].clone();
+    rig.node.as_mut().unwrap().kill();
+    stored.extend(more(&rig).await);
+    rig.trim(100).await;
+    let node = rig.node.as_mut().unwrap();
+    node.put_back(&copy);
+    node.restart();
+    stored.extend(more(&rig).await);
+    // 351 to 400 are there again, as the stream still had them.
+    check(&rig, (&archive, &worker), &reader, &room, &stored).await;
+    until("the order is carried out again", is_done).await;
+    stop.cancel();
+    let (asked, whole) = asking.await.unwrap();
+    assert!(
+        asked > 0 && whole > 0 && whole < asked,
+        "{whole} of {asked}"
+    );
+    eraser.await.unwrap();
+}

@@ -1,0 +1,292 @@
+//! Knows: which settings of the crates each key of the configuration becomes. Never: what a setting does.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use weir_authz::NamespaceRules;
+use weir_edge::outbox::OutboxLimits;
+use weir_edge::rate::Rate;
+use weir_edge::room::RingLimits;
+use weir_edge::settings::{
+    Bounds, ClientSettings, DataFormat, DoorSettings, EdgeSettings, Namespace,
+};
+use weir_history::Window;
+use weir_history::archive::OldestMs;
+use weir_nats::RoomName;
+use weir_nats::ambient::now_ms;
+use weir_nats::connect::{ConnectConfig, Credentials, LinkTimes};
+use weir_nats::publish::PublishLimits;
+use weir_nats::stream::{LogConfig, Storage};
+
+use crate::config::{self, Config, OPERATOR};
+
+/// Below which age the archive keeps a room's messages; `None` if every namespace keeps all.
+pub(super) fn oldest_ms(config: &Config) -> Option<OldestMs> {
+    let channel = &config.channel;
+    let of = |options: &config::Namespace| {
+        let ttl = options.archive_ttl;
+        (!ttl.is_zero()).then(|| i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX))
+    };
+    let without = of(&channel.without_namespace);
+    let named: HashMap<String, i64> = channel
+        .namespaces
+        .iter()
+        .filter_map(|(name, options)| Some((name.clone(), of(options)?)))
+        .collect();
+    if without.is_none() && named.is_empty() {
+        return None;
+    }
+    Some(Arc::new(move |room: &RoomName| {
+        let ttl_ms = match room.namespace() {
+            Some(name) => named.get(name).copied(),
+            None => without,
+        };
+        Some(now_ms().saturating_sub(ttl_ms?))
+    }))
+}
+
+pub(crate) fn connect_config(config: &Config) -> ConnectConfig {
+    let credentials = |user: &config::NatsUser| Credentials {
+        user: user.user.clone(),
+        password: user.password.expose().to_owned(),
+    };
+    ConnectConfig {
+        url: config.nats.url.clone(),
+        live: credentials(&config.nats.live),
+        reads: credentials(&config.nats.reads),
+        door: credentials(&config.nats.door),
+        times: LinkTimes {
+            ping_interval: config.nats.ping_interval,
+            request_timeout: config.nats.request_timeout,
+        },
+    }
+}
+
+pub(super) fn publish_limits(config: &Config) -> PublishLimits {
+    PublishLimits {
+        queue_max_bytes: config.publish.queue_max_size,
+        expected_wait_max: config.publish.queue_max_wait,
+        batch_max_messages: usize::from(config.publish.batch_size),
+    }
+}
+
+pub(super) fn log_config(log: &config::LogOptions) -> LogConfig {
+    LogConfig {
+        name: log.name.clone(),
+        slots: log.slots,
+        max_age: log.max_age,
+        max_bytes: log.max_bytes,
+        max_messages: log.max_messages,
+        storage: match log.storage {
+            config::Storage::File => Storage::File,
+            config::Storage::Memory => Storage::Memory,
+        },
+        replicas: log.replicas,
+        duplicate_window: log.duplicate_window,
+    }
+}
+
+pub(super) fn edge_settings(config: &Config) -> EdgeSettings {
+    let client = &config.client;
+    let namespaces: HashMap<String, Namespace> = config
+        .channel
+        .namespaces
+        .iter()
+        .map(|(name, options)| (name.clone(), namespace(options)))
+        .collect();
+    let bounds = Bounds::default();
+    EdgeSettings {
+        client: ClientSettings {
+            allowed_origins: client.allowed_origins.clone(),
+            insecure: client.insecure,
+            allow_anonymous_connect_without_token: client.allow_anonymous_connect_without_token,
+            disallow_anonymous_connection_tokens: client.disallow_anonymous_connection_tokens,
+            channel_limit: client.channel_limit as usize,
+            connection_limit: client.connection_limit as usize,
+            connection_rate_limit_per_s: client.connection_rate_limit,
+            user_connection_limit: client.user_connection_limit as usize,
+            queue_max_size_bytes: client.queue_max_size,
+            message_size_limit_bytes: config.websocket.message_size_limit,
+            ping_interval: client.ping_interval,
+            pong_timeout: client.pong_timeout,
+            stale_close_delay: client.stale_close_delay,
+            expired_close_delay: client.expired_close_delay,
+            expired_sub_close_delay: client.expired_sub_close_delay,
+            history_max_publication_limit: client.history_max_publication_limit,
+            recovery_max_publication_limit: client.recovery_max_publication_limit,
+            command_rate: Rate {
+                per_s: client.command_rate_limit,
+                burst: client.command_burst,
+            },
+        },
+        without_namespace: Some(namespace(&config.channel.without_namespace)),
+        namespaces,
+        rpc_timeout: config.rpc.timeout,
+        door: DoorSettings {
+            message_size_limit_bytes: config.door.message_size_limit,
+            rate: Rate {
+                per_s: config.door.rate_limit,
+                burst: config.door.burst,
+            },
+            users_max: config.door.users_limit as usize,
+            in_flight_max: config.door.in_flight_limit as usize,
+            operators: vec![OPERATOR.to_owned()],
+        },
+        shutdown_spread: config.shutdown.spread,
+        bounds: Bounds {
+            rooms_max: config.room.limit as usize,
+            ring: RingLimits {
+                ring_max_messages: config.room.ring_size as usize,
+                ring_max_bytes: config.room.ring_max_size,
+            },
+            room_idle: config.room.idle_timeout,
+            sweep_interval: config.room.sweep_interval,
+            slow_commands_max: config.rpc.in_flight_limit as usize,
+            reply_max_bytes: u32::try_from(config.history.page_max_size).unwrap_or(u32::MAX),
+            pushes_max_bytes: OutboxLimits::PUSHES_MAX_BYTES.min(client.queue_max_size),
+            ..bounds
+        },
+    }
+}
+
+fn namespace(options: &config::Namespace) -> Namespace {
+    Namespace {
+        rules: NamespaceRules {
+            allow_subscribe_for_client: options.allow_subscribe_for_client,
+            allow_subscribe_for_anonymous: options.allow_subscribe_for_anonymous,
+            allow_publish_for_subscriber: options.allow_publish_for_subscriber,
+            allow_publish_for_client: options.allow_publish_for_client,
+            allow_publish_for_anonymous: options.allow_publish_for_anonymous,
+            allow_history_for_subscriber: options.allow_history_for_subscriber,
+            allow_history_for_client: options.allow_history_for_client,
+            allow_history_for_anonymous: options.allow_history_for_anonymous,
+            allow_user_limited_channels: options.allow_user_limited_channels,
+            // Nobody can ask: presence is not in this version.
+            ..NamespaceRules::default()
+        },
+        log: options.log.clone(),
+        stored: options.history_size != 0,
+        window: Window {
+            size: u64::try_from(options.history_size).ok(),
+            // What the archive lets go is outside, whatever a stream still has.
+            ttl: [options.history_ttl, options.archive_ttl]
+                .into_iter()
+                .filter(|ttl| !ttl.is_zero())
+                .min(),
+        },
+        force_recovery: options.force_recovery,
+        allow_recovery: options.allow_recovery,
+        force_positioning: options.force_positioning,
+        allow_positioning: options.allow_positioning,
+        data_format: match options.publication_data_format {
+            config::DataFormat::Json => DataFormat::Json,
+            config::DataFormat::JsonObject => DataFormat::JsonObject,
+            config::DataFormat::Binary => DataFormat::Binary,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::Sources;
+
+    #[test]
+    fn keys_reach_what_they_are_about() {
+        let text = r#"
+            [client]
+            allowed_origins = ["https://*.example.com"]
+            disallow_anonymous_connection_tokens = true
+            connection_limit = 11
+            connection_rate_limit = 12
+            user_connection_limit = 13
+            command_rate_limit = 14
+            command_burst = 15
+            [[channel.namespaces]]
+            name = "chat"
+            history_size = 10000
+            history_ttl = "16s"
+            archive_ttl = "90d"
+            [[channel.namespaces]]
+            name = "notes"
+            history_size = -1
+            archive_ttl = "30m"
+            [publish]
+            queue_max_size = 1048577
+            queue_max_wait = "17ms"
+            batch_size = 18
+            [history]
+            page_max_size = 65537
+            [rpc]
+            timeout = "19ms"
+            in_flight_limit = 20
+            [door]
+            rate_limit = 21
+            burst = 22
+            in_flight_limit = 23
+            users_limit = 24
+            [nats]
+            request_timeout = "250ms"
+            ping_interval = "26s"
+            [shutdown]
+            spread = "27s"
+        "#;
+        let file = Some(("weir.toml".to_owned(), text.to_owned()));
+        let sources = Sources {
+            file,
+            ..Sources::default()
+        };
+        let config = Config::load(sources).unwrap().config;
+        let seconds = Duration::from_secs;
+
+        let settings = edge_settings(&config);
+        let client = &settings.client;
+        assert_eq!(client.allowed_origins, ["https://*.example.com"]);
+        assert!(client.disallow_anonymous_connection_tokens);
+        assert_eq!(client.connection_limit, 11);
+        assert_eq!(client.connection_rate_limit_per_s, 12);
+        assert_eq!(client.user_connection_limit, 13);
+        let rate = |per_s, burst| Rate { per_s, burst };
+        assert_eq!(client.command_rate, rate(14, 15));
+        let chat = settings.namespaces["chat"].window;
+        assert_eq!((chat.size, chat.ttl), (Some(10_000), Some(seconds(16))));
+        let notes = settings.namespaces["notes"].window;
+        assert_eq!((notes.size, notes.ttl), (None, Some(seconds(1_800))));
+        let oldest_ms = oldest_ms(&config).unwrap();
+        let age_ms = |room: &str| {
+            let oldest = oldest_ms(&RoomName::parse(room).unwrap());
+            oldest.map(|oldest| now_ms() - oldest)
+        };
+        assert!(age_ms("notes:a").is_some_and(|age| (1_800_000..1_805_000).contains(&age)));
+        assert!(age_ms("chat:a").is_some_and(|age| age >= 90 * 86_400_000));
+        assert_eq!(age_ms("a"), None);
+        assert_eq!(settings.bounds.reply_max_bytes, 65_537);
+        assert_eq!(settings.rpc_timeout, Duration::from_millis(19));
+        assert_eq!(settings.bounds.slow_commands_max, 20);
+        assert_eq!(settings.door.rate, rate(21, 22));
+        assert_eq!(settings.door.in_flight_max, 23);
+        assert_eq!(settings.door.users_max, 24);
+        assert_eq!(settings.shutdown_spread, seconds(27));
+
+        let limits = PublishLimits {
+            queue_max_bytes: 1_048_577,
+            expected_wait_max: Duration::from_millis(17),
+            batch_max_messages: 18,
+        };
+        assert_eq!(publish_limits(&config), limits);
+        let times = LinkTimes {
+            ping_interval: seconds(26),
+            request_timeout: Duration::from_millis(250),
+        };
+        assert_eq!(connect_config(&config).times, times);
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_parts() {
+        let config = Config::default();
+        assert_eq!(publish_limits(&config), PublishLimits::default());
+        assert_eq!(connect_config(&config).times, LinkTimes::default());
+    }
+}
