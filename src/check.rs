@@ -1,6 +1,8 @@
 //! Knows: what `weir check` looks at, in the order that a person would: configuration, NATS, JetStream, rights, disk, demo users.
 //! Never: changes anything in NATS; what it publishes goes to subjects that no room has and no stream captures.
 
+mod auth_callout;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -146,6 +148,9 @@ pub async fn run(loaded: &Loaded) -> Report {
     server(&mut report, &live);
     jetstream(&mut report, config, &live.client).await;
     rights(&mut report, &target, &live).await;
+    if config.auth_callout.enabled || !target.named {
+        auth_callout::look(&mut report, config, &target).await;
+    }
     disk(&mut report, &target).await;
     demo_users(&mut report, &target, &live).await;
     report
@@ -160,6 +165,7 @@ pub(crate) struct Target {
     pub(crate) reads: NatsUser,
     pub(crate) door: NatsUser,
     system: NatsUser,
+    auth: NatsUser,
 }
 
 impl Target {
@@ -174,6 +180,7 @@ impl Target {
             reads: nats.reads,
             door: nats.door,
             system: nats.system,
+            auth: nats.auth,
         };
         if named {
             return Ok(target);
@@ -191,6 +198,7 @@ impl Target {
             target.reads.password = kept.weir_read;
             target.door.password = kept.weir_door;
             target.system.password = kept.sys;
+            target.auth.password = kept.weir_auth;
         }
         Ok(target)
     }

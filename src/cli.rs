@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::archive_cli::{self, ArchiveCommand};
+use crate::auth_cli::{AuthCommand, with_own_secret};
 use crate::config::{Config, ConfigFile, Loaded, Sources, parse_duration};
 use crate::node::{self, Mode};
 use crate::tokens::{self, Wish};
@@ -57,7 +58,13 @@ enum Command {
         /// Which of [[client.token.issuers]], by name
         #[arg(long)]
         issuer: Option<String>,
+        /// Rights of its own, as JSON: [{"channels":["chat:a"],"allow":["sub","pub"]}]
+        #[arg(long, value_name = "JSON")]
+        caps: Option<String>,
     },
+    /// Say what tokens may do, and the keys of the auth callout
+    #[command(subcommand)]
+    Auth(AuthCommand),
     /// Look at the archive, move it, compare it with the log; Weir may run meanwhile
     #[command(subcommand)]
     Archive(ArchiveCommand),
@@ -125,6 +132,17 @@ pub fn run() -> ExitCode {
             }
         }),
         Command::Token { common, .. } => token(common, &cli.command),
+        Command::Auth(command) => {
+            with_runtime(command.common(), &ConfigFile::Demo, |loaded| async move {
+                match command.run(loaded.config).await {
+                    Ok(text) => {
+                        say(&text);
+                        ExitCode::SUCCESS
+                    }
+                    Err(error) => failed(&error),
+                }
+            })
+        }
         Command::Archive(command) => {
             with_runtime(command.common(), &ConfigFile::None, |loaded| async move {
                 match Box::pin(archive_cli::run(command, &loaded)).await {
@@ -146,6 +164,7 @@ fn token(common: &Common, command: &Command) -> ExitCode {
         key,
         kid,
         issuer,
+        caps,
         ..
     } = command
     else {
@@ -171,10 +190,15 @@ fn token(common: &Common, command: &Command) -> ExitCode {
         key,
         kid: kid.clone(),
         issuer: issuer.as_deref(),
+        caps: caps.as_deref(),
         now_s: seconds(now),
         expires_at_s: seconds(now.saturating_add(*ttl)),
     };
-    match tokens::mint(&loaded.config, &wish) {
+    let config = match with_own_secret(loaded.config) {
+        Ok(config) => config,
+        Err(error) => return wrong(&error),
+    };
+    match tokens::mint(&config, &wish) {
         Ok(token) => {
             say(&format!("{token}\n"));
             ExitCode::SUCCESS

@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod archive;
 mod archive_cli;
+mod auth_cli;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -101,7 +101,7 @@ async fn live(loaded: Loaded, mode: Mode, stop: CancellationToken) -> Result<(),
     };
 
     if let Some(server) = &server {
-        use_own(&mut config.nats, server);
+        use_own(&mut config, server);
     }
     let running = Running::default();
     let draining = CancellationToken::new();
@@ -168,16 +168,27 @@ async fn start_roles(config: &Config) -> Roles {
 }
 
 /// `weir up`: our own server, and the users made for it.
-fn use_own(nats: &mut config::Nats, server: &NatsServer) {
+fn use_own(config: &mut Config, server: &NatsServer) {
     let user = |user: &str, password: &Secret| NatsUser {
         user: user.to_owned(),
         password: password.clone(),
     };
     let passwords = server.passwords();
+    let nats = &mut config.nats;
     nats.url = server.url();
     nats.live = user("weir", &passwords.weir);
     nats.reads = user("weir_read", &passwords.weir_read);
     nats.door = user("weir_door", &passwords.weir_door);
+    nats.auth = user("weir_auth", &passwords.weir_auth);
+    let callout = &mut config.auth_callout;
+    callout.enabled = true;
+    callout.issuer_seed = passwords.auth_issuer_seed.clone();
+    callout.xkey_seed = passwords.auth_xkey_seed.clone();
+    callout.account = config::AuthCallout::default().account;
+    if config.client.token.all("").is_empty() {
+        // Known in this data folder only, so that `weir token` can make one that is taken.
+        config.client.token.own.hmac_secret_key = passwords.token_secret.clone();
+    }
 }
 
 fn probe(running: Running) -> Probe {
@@ -322,6 +333,11 @@ fn demo_lines(text: &mut String, config: &Config, server: &NatsServer) -> std::f
         "\n  MQTT       mqtt://dev1:{}@{}  publish to say/dev1/{ns}/lobby, subscribe to room/{ns}/lobby",
         shown("dev1"),
         server.mqtt_address()
+    )?;
+    writeln!(
+        text,
+        "  a token    nats -s nats://{host} --token \"$(weir token --user ann --data {data})\" --inbox-prefix _INBOX.ann req \
+         say.ann.{ns}.lobby '{{\"text\":\"hi\"}}'"
     )?;
     if !demo {
         let path = Files::new(&config.data_dir).passwords();

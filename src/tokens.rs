@@ -124,6 +124,8 @@ pub struct Wish<'a> {
     pub kid: Option<String>,
     /// The issuer's name in the configuration.
     pub issuer: Option<&'a str>,
+    /// `caps`, JSON.
+    pub caps: Option<&'a str>,
     /// Now and `exp`, in seconds since 1970.
     pub now_s: i64,
     /// See `now_s`.
@@ -183,6 +185,7 @@ pub fn mint(config: &Config, wish: &Wish<'_>) -> Result<String, String> {
         audience: &issuer.audience,
         issuer: &issuer.issuer,
         user_id_claim: &issuer.user_id_claim,
+        caps: wish.caps,
     };
     let token = mint.signed(&signer).map_err(|error| error.to_string())?;
     if !issuer.jwks_public_endpoint.is_empty() {

@@ -3,6 +3,8 @@
 
 use weir_nats::RoomName;
 
+use crate::capability::{Capability, Scope};
+use crate::rules::NamespaceRules;
 use crate::token::{Claims, SubscriptionClaims};
 
 /// What somebody wants to do in a room.
@@ -16,39 +18,6 @@ pub enum Action {
     History,
     /// See who is in it.
     Presence,
-}
-
-/// A namespace's `allow_…` options, with Centrifugo's names and meanings.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is an option of the configuration"
-)]
-pub struct NamespaceRules {
-    /// Any user with a name may subscribe.
-    pub allow_subscribe_for_client: bool,
-    /// What is above holds for the anonymous user, too.
-    pub allow_subscribe_for_anonymous: bool,
-    /// Whoever is subscribed may publish.
-    pub allow_publish_for_subscriber: bool,
-    /// Any user with a name may publish.
-    pub allow_publish_for_client: bool,
-    /// What is above holds for the anonymous user, too.
-    pub allow_publish_for_anonymous: bool,
-    /// Whoever is subscribed may read back.
-    pub allow_history_for_subscriber: bool,
-    /// Any user with a name may read back.
-    pub allow_history_for_client: bool,
-    /// What is above holds for the anonymous user, too.
-    pub allow_history_for_anonymous: bool,
-    /// Whoever is subscribed may see who is there.
-    pub allow_presence_for_subscriber: bool,
-    /// Any user with a name may see who is there.
-    pub allow_presence_for_client: bool,
-    /// What is above holds for the anonymous user, too.
-    pub allow_presence_for_anonymous: bool,
-    /// Names with `#user1,user2` are for those users.
-    pub allow_user_limited_channels: bool,
 }
 
 /// Proof that an action in a room was allowed. Only [`Grants`] make one, and joining and publishing
@@ -95,10 +64,21 @@ pub struct Denied;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grants {
     user: String,
+    capabilities: Vec<Capability>,
     /// `client.insecure`: everything.
     insecure: bool,
-    /// At the native door nobody is subscribed: who may subscribe counts as a subscriber.
-    is_native: bool,
+    at: At,
+}
+
+/// Where somebody came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    /// A socket.
+    Socket,
+    /// NATS. Nobody is subscribed there: who may subscribe counts as a subscriber.
+    Native,
+    /// NATS, with a token: nats-server lets only through what its grants were rendered to.
+    Rendered,
 }
 
 impl Grants {
@@ -107,18 +87,40 @@ impl Grants {
     pub fn of(claims: &Claims, insecure: bool) -> Self {
         Self {
             user: claims.user.clone(),
+            capabilities: claims.capabilities.clone(),
             insecure,
-            is_native: false,
+            at: At::Socket,
         }
     }
 
-    /// For a user that NATS has authenticated.
+    /// The same token shown to NATS: what [`render`](crate::render::render) makes permissions of.
+    #[must_use]
+    pub fn of_native(claims: &Claims) -> Self {
+        Self {
+            at: At::Native,
+            ..Self::of(claims, false)
+        }
+    }
+
+    /// For a user of nats-server's configuration: by the rules of namespaces alone.
     #[must_use]
     pub fn native(user: &str) -> Self {
         Self {
             user: user.to_owned(),
+            capabilities: Vec::new(),
             insecure: false,
-            is_native: true,
+            at: At::Native,
+        }
+    }
+
+    /// For a request of a user who logged in to NATS with a token. nats-server has compared the
+    /// request's subject with the permissions that were rendered from that token, and what a
+    /// permission says is one action in one room.
+    #[must_use]
+    pub fn rendered(user: &str) -> Self {
+        Self {
+            at: At::Rendered,
+            ..Self::native(user)
         }
     }
 
@@ -128,10 +130,19 @@ impl Grants {
         &self.user
     }
 
+    /// Rooms that a capability names one by one.
+    pub(crate) fn named_rooms(&self) -> impl Iterator<Item = &RoomName> {
+        let rooms = self.capabilities.iter();
+        rooms.filter_map(|capability| match &capability.scope {
+            Scope::Room(room) => Some(room),
+            Scope::Namespace(_) => None,
+        })
+    }
+
     /// Checks an action. `subscribed` says whether the connection is subscribed to the room.
     ///
     /// # Errors
-    /// [`Denied`] if no rule allows it.
+    /// [`Denied`] if no rule and no capability allows it.
     pub fn check(
         &self,
         action: Action,
@@ -139,37 +150,16 @@ impl Grants {
         rules: &NamespaceRules,
         subscribed: bool,
     ) -> Result<Permit, Denied> {
-        if !self.covers(room) {
-            return Err(Denied);
-        }
-        let subscribed = subscribed || (self.is_native && self.may_subscribe(room, rules, false));
-        let allowed = self.insecure
-            || match action {
-                Action::Subscribe => self.may_subscribe(room, rules, false),
-                Action::Publish => self.may(
-                    (subscribed && rules.allow_publish_for_subscriber)
-                        || rules.allow_publish_for_client,
-                    rules.allow_publish_for_anonymous,
-                ),
-                Action::History => self.may(
-                    (subscribed && rules.allow_history_for_subscriber)
-                        || rules.allow_history_for_client,
-                    rules.allow_history_for_anonymous,
-                ),
-                Action::Presence => self.may(
-                    (subscribed && rules.allow_presence_for_subscriber)
-                        || rules.allow_presence_for_client,
-                    rules.allow_presence_for_anonymous,
-                ),
-            };
-        if allowed {
-            Ok(Permit {
-                room: room.clone(),
-                action,
-            })
-        } else {
-            Err(Denied)
-        }
+        let allowed = match self.at {
+            At::Socket => self.insecure || self.allows(action, room, rules, subscribed),
+            At::Native => {
+                self.covers(room, rules)
+                    && rules.takes(room)
+                    && self.allows(action, room, rules, self.may_subscribe(room, rules, false))
+            }
+            At::Rendered => rules.takes(room),
+        };
+        self.permit(allowed, action, room)
     }
 
     /// Checks a subscription for which a subscription token was shown.
@@ -184,7 +174,22 @@ impl Grants {
     ) -> Result<Permit, Denied> {
         let is_for_this = claims.channel == room.channel() && claims.user == self.user;
         let allowed = is_for_this && (self.insecure || self.may_subscribe(room, rules, true));
-        let action = Action::Subscribe;
+        self.permit(allowed, Action::Subscribe, room)
+    }
+
+    /// What holds in every room of a namespace at the native door, and so is a wildcard there: rooms
+    /// whose names have marks are not among them, and where names must match a pattern there is none.
+    pub(crate) fn wide(
+        &self,
+        action: Action,
+        namespace: Option<&str>,
+        rules: &NamespaceRules,
+    ) -> bool {
+        let subscribes = self.everywhere(Action::Subscribe, namespace, rules, false);
+        rules.channel_regex.is_none() && self.everywhere(action, namespace, rules, subscribes)
+    }
+
+    fn permit(&self, allowed: bool, action: Action, room: &RoomName) -> Result<Permit, Denied> {
         if allowed {
             Ok(Permit {
                 room: room.clone(),
@@ -195,26 +200,101 @@ impl Grants {
         }
     }
 
-    /// A native client's rights are those of a whole namespace, as that is what its permissions in
-    /// NATS can say. Rooms marked `$` or `#` have rights from a token or a name, and are closed to it.
-    fn covers(&self, room: &RoomName) -> bool {
-        !(self.is_native && (room.is_private() || room.limited_to().is_some()))
+    fn allows(
+        &self,
+        action: Action,
+        room: &RoomName,
+        rules: &NamespaceRules,
+        subscribed: bool,
+    ) -> bool {
+        match action {
+            Action::Subscribe => self.may_subscribe(room, rules, false),
+            Action::Publish | Action::History | Action::Presence => {
+                self.by_rule(action, rules, subscribed) || self.has(action, room)
+            }
+        }
+    }
+
+    /// A native client's rights are those of a whole namespace or of rooms that its token names, as
+    /// that is what its permissions in NATS can say. Rooms marked `$` or `#` and names that match a
+    /// pattern have rights from a token or a name, and are closed to it otherwise.
+    fn covers(&self, room: &RoomName, rules: &NamespaceRules) -> bool {
+        (!is_marked(room) && rules.channel_regex.is_none())
+            || self.named_rooms().any(|named| named == room)
     }
 
     fn may_subscribe(&self, room: &RoomName, rules: &NamespaceRules, has_token: bool) -> bool {
-        if room.is_private() && !has_token {
+        let vouched = has_token || self.has(Action::Subscribe, room);
+        if room.is_private() && !vouched {
             return false;
         }
-        if let Some(users) = room.limited_to() {
-            return rules.allow_user_limited_channels
-                && !self.user.is_empty()
-                && users.split(',').any(|user| user == self.user);
+        if room.limited_to().is_some() {
+            return rules.allow_user_limited_channels && self.is_among(room);
         }
-        has_token
-            || self.may(
+        vouched || self.by_rule(Action::Subscribe, rules, false)
+    }
+
+    /// True unless the name is limited to other users.
+    fn is_among(&self, room: &RoomName) -> bool {
+        room.limited_to().is_none_or(|users| {
+            !self.user.is_empty() && users.split(',').any(|user| user == self.user)
+        })
+    }
+
+    /// True if a capability allows it. It never widens the list of users that a name holds.
+    fn has(&self, action: Action, room: &RoomName) -> bool {
+        let is_here = |scope: &Scope| match scope {
+            Scope::Room(named) => named == room,
+            Scope::Namespace(namespace) => {
+                !is_marked(room) && namespace.as_deref() == room.namespace()
+            }
+        };
+        self.is_among(room)
+            && self
+                .capabilities
+                .iter()
+                .any(|capability| capability.actions.has(action) && is_here(&capability.scope))
+    }
+
+    /// The same of every room of a namespace whose name has no marks.
+    fn everywhere(
+        &self,
+        action: Action,
+        namespace: Option<&str>,
+        rules: &NamespaceRules,
+        subscribed: bool,
+    ) -> bool {
+        let is_here = |scope: &Scope| match scope {
+            Scope::Room(_) => false,
+            Scope::Namespace(named) => named.as_deref() == namespace,
+        };
+        let mut capabilities = self.capabilities.iter();
+        self.by_rule(action, rules, subscribed)
+            || capabilities.any(|found| found.actions.has(action) && is_here(&found.scope))
+    }
+
+    fn by_rule(&self, action: Action, rules: &NamespaceRules, subscribed: bool) -> bool {
+        match action {
+            Action::Subscribe => self.may(
                 rules.allow_subscribe_for_client,
                 rules.allow_subscribe_for_anonymous,
-            )
+            ),
+            Action::Publish => self.may(
+                (subscribed && rules.allow_publish_for_subscriber)
+                    || rules.allow_publish_for_client,
+                rules.allow_publish_for_anonymous,
+            ),
+            Action::History => self.may(
+                (subscribed && rules.allow_history_for_subscriber)
+                    || rules.allow_history_for_client,
+                rules.allow_history_for_anonymous,
+            ),
+            Action::Presence => self.may(
+                (subscribed && rules.allow_presence_for_subscriber)
+                    || rules.allow_presence_for_client,
+                rules.allow_presence_for_anonymous,
+            ),
+        }
     }
 
     /// As in Centrifugo, `_for_anonymous` widens what is allowed to the anonymous user, too.
@@ -223,190 +303,9 @@ impl Grants {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn room(name: &str) -> RoomName {
-        RoomName::parse(name).unwrap()
-    }
-
-    fn socket(user: &str, insecure: bool) -> Grants {
-        let mut claims = Claims::anonymous();
-        claims.user = user.to_owned();
-        Grants::of(&claims, insecure)
-    }
-
-    fn shown(grants: &Grants, user: &str, of: &str, name: &str, rules: &NamespaceRules) -> bool {
-        let claims = SubscriptionClaims {
-            channel: of.to_owned(),
-            user: user.to_owned(),
-            client: None,
-            expires_at_s: None,
-            options: crate::token::SubscribeOptions::default(),
-            token_id: None,
-            issued_at_s: None,
-        };
-        grants.check_with_token(&claims, &room(name), rules).is_ok()
-    }
-
-    fn check(grants: &Grants, action: Action, name: &str, rules: &NamespaceRules) -> bool {
-        grants.check(action, &room(name), rules, false).is_ok()
-    }
-
-    #[test]
-    fn nothing_is_allowed_by_default() {
-        let rules = NamespaceRules::default();
-        for user in ["", "ann"] {
-            for action in [
-                Action::Subscribe,
-                Action::Publish,
-                Action::History,
-                Action::Presence,
-            ] {
-                let grants = socket(user, false);
-                assert!(grants.check(action, &room("a"), &rules, true).is_err());
-            }
-        }
-        assert!(check(&socket("", true), Action::Publish, "a", &rules));
-    }
-
-    #[test]
-    fn users_and_the_anonymous_user_have_rules_of_their_own() {
-        let rules = NamespaceRules {
-            allow_subscribe_for_client: true,
-            allow_publish_for_client: true,
-            allow_publish_for_anonymous: true,
-            allow_history_for_anonymous: true,
-            ..NamespaceRules::default()
-        };
-        let (ann, nobody) = (socket("ann", false), socket("", false));
-        assert!(check(&ann, Action::Subscribe, "a", &rules));
-        assert!(!check(&nobody, Action::Subscribe, "a", &rules));
-        assert!(check(&ann, Action::Publish, "a", &rules));
-        assert!(check(&nobody, Action::Publish, "a", &rules));
-        assert!(!check(&nobody, Action::History, "a", &rules));
-    }
-
-    #[test]
-    fn marks_limit_who_may_join() {
-        let rules = NamespaceRules {
-            allow_subscribe_for_client: true,
-            allow_user_limited_channels: true,
-            ..NamespaceRules::default()
-        };
-        let ann = socket("ann", false);
-        assert!(!check(&ann, Action::Subscribe, "$x", &rules));
-        assert!(shown(&ann, "ann", "$x", "$x", &rules));
-        assert!(!shown(&ann, "ann", "$y", "$x", &rules));
-        assert!(!shown(&ann, "bob", "$x", "$x", &rules));
-        assert!(check(&ann, Action::Subscribe, "x#ann,bob", &rules));
-        assert!(!check(&ann, Action::Subscribe, "x#bob", &rules));
-        assert!(!shown(&ann, "ann", "x#bob", "x#bob", &rules));
-        assert!(!check(&socket("", false), Action::Subscribe, "x#", &rules));
-        let off = NamespaceRules {
-            allow_user_limited_channels: false,
-            ..rules
-        };
-        assert!(!check(&ann, Action::Subscribe, "x#ann", &off));
-    }
-
-    #[test]
-    fn at_the_native_door_a_right_to_subscribe_counts_as_being_subscribed() {
-        let rules = NamespaceRules {
-            allow_subscribe_for_client: true,
-            allow_publish_for_subscriber: true,
-            ..NamespaceRules::default()
-        };
-        assert!(check(&Grants::native("bot"), Action::Publish, "a", &rules));
-        assert!(!check(
-            &Grants::native("bot"),
-            Action::Publish,
-            "$a",
-            &rules
-        ));
-        assert!(!check(&socket("bot", false), Action::Publish, "a", &rules));
-        let subscribed = socket("bot", false).check(Action::Publish, &room("a"), &rules, true);
-        assert_eq!(subscribed.unwrap().action(), Action::Publish);
-    }
-
-    /// Sets the three options of an action.
-    fn allow(action: Action, client: bool, subscriber: bool, anonymous: bool) -> NamespaceRules {
-        let mut rules = NamespaceRules::default();
-        match action {
-            Action::Subscribe => {
-                rules.allow_subscribe_for_client = client;
-                rules.allow_subscribe_for_anonymous = anonymous;
-            }
-            Action::Publish => {
-                rules.allow_publish_for_client = client;
-                rules.allow_publish_for_subscriber = subscriber;
-                rules.allow_publish_for_anonymous = anonymous;
-            }
-            Action::History => {
-                rules.allow_history_for_client = client;
-                rules.allow_history_for_subscriber = subscriber;
-                rules.allow_history_for_anonymous = anonymous;
-            }
-            Action::Presence => {
-                rules.allow_presence_for_client = client;
-                rules.allow_presence_for_subscriber = subscriber;
-                rules.allow_presence_for_anonymous = anonymous;
-            }
-        }
-        rules
-    }
-
-    #[test]
-    fn every_action_follows_one_table() {
-        let bits = [false, true];
-        for action in [
-            Action::Subscribe,
-            Action::Publish,
-            Action::History,
-            Action::Presence,
-        ] {
-            for case in 0..32_u8 {
-                let bit = |nth: u8| bits[usize::from(case >> nth & 1)];
-                let (client, subscriber, anonymous) = (bit(0), bit(1), bit(2));
-                let (has_name, subscribed) = (bit(3), bit(4));
-                let rules = allow(action, client, subscriber, anonymous);
-                let user = if has_name { "ann" } else { "" };
-                let counts = subscriber && subscribed && action != Action::Subscribe;
-                let expected = (client || counts) && (has_name || anonymous);
-                let found = socket(user, false).check(action, &room("a"), &rules, subscribed);
-                assert_eq!(found.is_ok(), expected, "{action:?} {case:05b}");
-                if let Ok(permit) = found {
-                    assert_eq!((permit.room().channel(), permit.action()), ("a", action));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn marked_names_do_not_slip_under_a_namespace_at_the_native_door() {
-        for action in [
-            Action::Subscribe,
-            Action::Publish,
-            Action::History,
-            Action::Presence,
-        ] {
-            let rules = NamespaceRules {
-                allow_user_limited_channels: true,
-                ..allow(action, true, true, true)
-            };
-            let ann = Grants::native("ann");
-            assert!(check(&ann, action, "chat:a", &rules));
-            for name in [
-                "$chat:a",
-                "chat:a#ann",
-                "$chat:a#ann",
-                "#ann",
-                "$a",
-                "chat:a#",
-            ] {
-                assert!(!check(&ann, action, name, &rules), "{action:?} {name}");
-            }
-        }
-    }
+fn is_marked(room: &RoomName) -> bool {
+    room.is_private() || room.limited_to().is_some()
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weir_authz::{Action, Grants, Permit};
+use weir_authz::{Action, Permit};
 use weir_nats::message::{header, last};
 use weir_nats::publish::{Outcome, Refusal};
 use weir_nats::subject::{user_from_token, user_token};
@@ -207,7 +207,11 @@ impl NativeDoor {
                 "rooms of this namespace are not stored; publish on eph. is for edges only",
             ));
         }
-        let permit = Grants::native(&user)
+        if !namespace.rules.takes(&room) {
+            return Err(bad("no room of the namespace has such a name".to_owned()));
+        }
+        let grants = self.settings.door.grants(&user);
+        let permit = grants
             .check(Action::Publish, &room, &namespace.rules, false)
             .map_err(|_| Refused::new(ErrorCode::PERMISSION_DENIED, "no right to publish here"))?;
         if request.payload.len() > self.settings.door.message_size_limit_bytes {
@@ -327,6 +331,7 @@ pub fn check_format(format: DataFormat, payload: &[u8]) -> Result<(), &'static s
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::DoorSettings;
 
     #[test]
     fn answers_go_into_the_askers_own_inbox_only() {
@@ -350,5 +355,23 @@ mod tests {
             assert!(!check("dev1", reply), "{reply}");
         }
         assert!(!check("ops", "$JS.API.STREAM.PURGE.ROOMS_0"));
+    }
+
+    #[test]
+    fn who_logged_in_with_a_token_has_what_nats_server_let_through() {
+        let room = RoomName::parse("closed:a").unwrap();
+        let rules = weir_authz::NamespaceRules::default();
+        let may = |settings: &DoorSettings, user: &str| {
+            let grants = settings.grants(user);
+            grants.check(Action::Publish, &room, &rules, false).is_ok()
+        };
+        let mut settings = DoorSettings::default();
+        assert!(
+            !may(&settings, "ann"),
+            "without a callout there are only static users"
+        );
+        settings.static_users = Some(["bot".to_owned()].into());
+        assert!(may(&settings, "ann"));
+        assert!(!may(&settings, "bot"));
     }
 }

@@ -544,6 +544,9 @@ impl Session {
         let room = RoomName::parse(channel).map_err(|_| Refused::bad())?;
         let namespace = self.settings.namespace(&room);
         let namespace = namespace.ok_or(Refused::Error(ErrorCode::UNKNOWN_CHANNEL))?;
+        if !namespace.rules.takes(&room) {
+            return Err(Refused::bad());
+        }
         Ok((room, namespace))
     }
 

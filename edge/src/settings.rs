@@ -1,10 +1,10 @@
 //! Knows: every setting and bound of an edge, unit in the name, and its default. Never: where they
 //! were read from.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use weir_authz::NamespaceRules;
+use weir_authz::{Grants, NamespaceRules};
 use weir_history::Window;
 
 use crate::outbox::OutboxLimits;
@@ -120,6 +120,24 @@ pub struct DoorSettings {
     pub in_flight_max: usize,
     /// Users whose replies may go to any `_INBOX.`, such as `ops`.
     pub operators: Vec<String>,
+    /// The users of nats-server's configuration, where all others log in with tokens; `None` where there
+    /// are no others.
+    pub static_users: Option<HashSet<String>>,
+}
+
+impl DoorSettings {
+    /// What a native user may do. The permissions of one who logged in with a token are its grants, and
+    /// nats-server has compared the subject of the request with them; the others have the rules of
+    /// namespaces.
+    #[must_use]
+    pub fn grants(&self, user: &str) -> Grants {
+        let users = self.static_users.as_ref();
+        if users.is_some_and(|users| !users.contains(user)) {
+            Grants::rendered(user)
+        } else {
+            Grants::native(user)
+        }
+    }
 }
 
 /// Bounds without a key of Centrifugo's.
@@ -189,6 +207,7 @@ impl Default for DoorSettings {
             users_max: 100_000,
             in_flight_max: 4_096,
             operators: Vec::new(),
+            static_users: None,
         }
     }
 }

@@ -171,10 +171,7 @@ async fn connect(
         .ping_interval(config.times.ping_interval)
         .request_timeout(Some(config.times.request_timeout))
         .subscription_capacity(SUBSCRIPTION_MAX_MESSAGES)
-        .reconnect_delay_callback(|attempts| {
-            let exponent = u32::try_from(attempts.min(6)).unwrap_or(6);
-            (Duration::from_millis(25) * 2_u32.pow(exponent)).min(RECONNECT_PAUSE_MAX)
-        })
+        .reconnect_delay_callback(reconnect_pause)
         .event_callback(move |event| {
             let event = seen(link, &event);
             if event == Some(LinkEvent::Disconnected) {
@@ -195,6 +192,12 @@ async fn connect(
             user: credentials.user.clone(),
             reason: error.to_string(),
         })
+}
+
+/// Between tries to reach a server again.
+pub(crate) fn reconnect_pause(attempts: usize) -> Duration {
+    let exponent = u32::try_from(attempts.min(6)).unwrap_or(6);
+    (Duration::from_millis(25) * 2_u32.pow(exponent)).min(RECONNECT_PAUSE_MAX)
 }
 
 fn seen(link: Link, event: &Event) -> Option<LinkEvent> {

@@ -2,6 +2,7 @@
 
 pub mod ambient;
 mod barrier;
+pub mod callout;
 pub mod connect;
 pub mod erasure;
 pub mod figures;

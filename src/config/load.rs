@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use weir_authz::ChannelRegex;
+
 use super::read::{Reader, Section};
 use super::{
     Archive, ArchiveKind, Channels, Client, Config, ConfigFile, DEMO, DataFormat, Door, History,
@@ -144,6 +146,7 @@ fn read_config(root: &mut Section<'_>) -> Config {
         rpc: read_rpc(&mut root.section("rpc")),
         door: read_door(&mut root.section("door")),
         nats: read_nats(&mut root.section("nats")),
+        auth_callout: tokens::read_callout(&mut root.section("auth_callout")),
         nats_server: read_nats_server(&mut root.section("nats_server")),
         shutdown: read_shutdown(&mut root.section("shutdown")),
     }
@@ -278,12 +281,23 @@ fn read_namespace(s: &mut Section<'_>) -> Namespace {
             .bool("allow_history_for_anonymous", d.allow_history_for_anonymous),
         allow_user_limited_channels: s
             .bool("allow_user_limited_channels", d.allow_user_limited_channels),
+        channel_regex: read_channel_regex(s),
         publication_data_format: s.choice(
             "publication_data_format",
             d.publication_data_format,
             &formats,
         ),
     }
+}
+
+fn read_channel_regex(s: &mut Section<'_>) -> String {
+    let text = s.string("channel_regex", "");
+    if let Err(error) = ChannelRegex::parse(&text) {
+        let what = format!("it is no regular expression: {error}");
+        s.refuse("channel_regex", what, "write one such as \"^[0-9]+$\"");
+        return String::new();
+    }
+    text
 }
 
 fn read_log_options(name: String, s: &mut Section<'_>) -> LogOptions {
@@ -393,6 +407,7 @@ fn read_nats(s: &mut Section<'_>) -> Nats {
         reads: read_nats_user(&mut s.section("reads"), &d.reads),
         door: read_nats_user(&mut s.section("door"), &d.door),
         system: read_nats_user(&mut s.section("system"), &d.system),
+        auth: read_nats_user(&mut s.section("auth"), &d.auth),
     }
 }
 

@@ -22,7 +22,7 @@ pub use read::{Problem, Sources, parse_duration};
 pub use rooms::{
     Archive, ArchiveKind, Channels, DataFormat, History, LogOptions, Namespace, Publish, Storage,
 };
-pub use tokens::{Issuer, SubscriptionToken, Token};
+pub use tokens::{AuthCallout, Issuer, SubscriptionToken, Token};
 
 /// A secret: it prints as `***` and never reaches a log.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -85,6 +85,8 @@ pub struct Config {
     pub door: Door,
     /// `[nats]`
     pub nats: Nats,
+    /// `[auth_callout]`
+    pub auth_callout: AuthCallout,
     /// `[nats_server]`, of `weir up` only
     pub nats_server: NatsServer,
     /// `[shutdown]`
@@ -108,6 +110,7 @@ impl Default for Config {
             rpc: Rpc::default(),
             door: Door::default(),
             nats: Nats::default(),
+            auth_callout: AuthCallout::default(),
             nats_server: NatsServer::default(),
             shutdown: Shutdown::default(),
         }

@@ -104,6 +104,8 @@ pub struct Nats {
     pub door: NatsUser,
     /// `[nats.system]`: a user of the system account, for `weir check` only.
     pub system: NatsUser,
+    /// `[nats.auth]`: answers the auth callout, in an account of its own.
+    pub auth: NatsUser,
 }
 
 impl Default for Nats {
@@ -120,6 +122,7 @@ impl Default for Nats {
             reads: user("weir_read"),
             door: user("weir_door"),
             system: user("sys"),
+            auth: user("weir_auth"),
         }
     }
 }

@@ -61,6 +61,8 @@ pub struct Namespace {
     pub allow_history_for_anonymous: bool,
     /// `room#user1,user2` is open to these users.
     pub allow_user_limited_channels: bool,
+    /// What names of rooms must match after the namespace; empty takes all.
+    pub channel_regex: String,
     /// What a payload must be.
     pub publication_data_format: DataFormat,
 }
@@ -85,6 +87,7 @@ impl Default for Namespace {
             allow_history_for_client: false,
             allow_history_for_anonymous: false,
             allow_user_limited_channels: false,
+            channel_regex: String::new(),
             publication_data_format: DataFormat::Json,
         }
     }

@@ -1,8 +1,10 @@
-//! Knows: `[client.token]` and `[client.subscription_token]`: their keys, and what is wrong with a key.
+//! Knows: `[client.token]`, `[client.subscription_token]` and `[auth_callout]`: their keys, and what is wrong with one.
 //! Never: a token, an issuer's address being asked.
 
 use std::path::PathBuf;
 use std::time::Duration;
+
+use weir_nats::callout::{CalloutKeys, KeyError};
 
 use super::read::Section;
 use super::{Client, Secret};
@@ -146,6 +148,71 @@ pub(super) fn read_subscription_token(s: &mut Section<'_>) -> SubscriptionToken 
         );
     }
     SubscriptionToken { enabled, token }
+}
+
+/// `[auth_callout]`: tokens at the native door.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthCallout {
+    /// nats-server asks Weir who a stranger is; `weir up` sets it itself.
+    pub enabled: bool,
+    /// The seed of the account key that answers are signed with: `SA…`.
+    pub issuer_seed: Secret,
+    /// The seed of the curve key that requests are sealed for: `SX…`.
+    pub xkey_seed: Secret,
+    /// The account that users with a token are put into.
+    pub account: String,
+    /// Every user of nats-server's configuration: no token may have its name, and at the native door the
+    /// options of namespaces say what it may do.
+    pub static_users: Vec<String>,
+}
+
+impl Default for AuthCallout {
+    fn default() -> Self {
+        let users = [
+            "weir",
+            "weir_read",
+            "weir_door",
+            "weir_auth",
+            "weir_kick",
+            "sys",
+            "ops",
+            "bot",
+            "dev1",
+        ];
+        Self {
+            enabled: false,
+            issuer_seed: Secret::default(),
+            xkey_seed: Secret::default(),
+            account: "WEIR".into(),
+            static_users: users.map(str::to_owned).to_vec(),
+        }
+    }
+}
+
+pub(super) fn read_callout(s: &mut Section<'_>) -> AuthCallout {
+    let d = AuthCallout::default();
+    let callout = AuthCallout {
+        enabled: s.bool("enabled", d.enabled),
+        issuer_seed: Secret::new(text_or_file(s, "issuer_seed")),
+        xkey_seed: Secret::new(text_or_file(s, "xkey_seed")),
+        account: s.string("account", &d.account),
+        static_users: s.strings("static_users", &d.static_users),
+    };
+    if callout.enabled {
+        let (issuer, xkey) = (callout.issuer_seed.expose(), callout.xkey_seed.expose());
+        if let Err(error) = CalloutKeys::from_seeds(issuer, xkey) {
+            let name = match error {
+                KeyError::Issuer => "issuer_seed",
+                KeyError::XKey => "xkey_seed",
+            };
+            let remedy = "make both with `weir auth keys --new`, and name their files";
+            s.refuse(name, error.to_string(), remedy);
+        }
+        if callout.account.is_empty() {
+            s.refuse("account", "it is empty", "write the account of [nats.live]");
+        }
+    }
+    callout
 }
 
 fn read_issuer(s: &mut Section<'_>) -> Issuer {

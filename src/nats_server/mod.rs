@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub use find::{MIN_VERSION, NotFound, Program, Version, find};
 pub use info::{Answer, Info, reachable, who_answers};
 pub use passwords::Passwords;
+use weir_nats::callout::CalloutKeys;
 
 use crate::config;
 
@@ -186,7 +187,16 @@ impl NatsServer {
                 return Err(NatsServerError::Immortal(pid.as_raw_nonzero().get()));
             }
         }
+        let keys = CalloutKeys::from_seeds(
+            passwords.auth_issuer_seed.expose(),
+            passwords.auth_xkey_seed.expose(),
+        );
+        let keys = keys
+            .map_err(std::io::Error::other)
+            .map_err(failed(files.passwords()))?;
         let launch = Launch {
+            issuer: keys.issuer(),
+            xkey: keys.xkey(),
             program: program.path,
             address: (config.address, config.port).into(),
             mqtt_address: (config.address, config.mqtt_port).into(),
@@ -259,6 +269,9 @@ struct Launch {
     address: SocketAddr,
     mqtt_address: SocketAddr,
     passwords: Passwords,
+    /// The public keys of the callout.
+    issuer: String,
+    xkey: String,
     files: Files,
 }
 
@@ -362,6 +375,10 @@ impl Launch {
             ("OPS_PASSWORD", secret(&users.ops)),
             ("BOT_PASSWORD", secret(&users.bot)),
             ("DEV1_PASSWORD", secret(&users.dev1)),
+            ("WEIR_AUTH_PASSWORD", secret(&users.weir_auth)),
+            ("WEIR_KICK_PASSWORD", secret(&users.weir_kick)),
+            ("AUTH_ISSUER", quoted(&self.issuer)),
+            ("AUTH_XKEY", quoted(&self.xkey)),
         ]
     }
 

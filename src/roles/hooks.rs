@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use weir_authz::{Action, Grants};
+use weir_authz::Action;
 use weir_edge::rate::UserRates;
 use weir_edge::settings::EdgeSettings;
 use weir_history::Reader;
@@ -63,7 +63,12 @@ pub(super) fn history_policy(settings: Arc<EdgeSettings>, rates: Arc<UserRates>)
         if !namespace.stored {
             return Err((108, "rooms of this namespace are not stored"));
         }
-        Grants::native(user)
+        if !namespace.rules.takes(room) {
+            return Err((107, "no room of the namespace has such a name"));
+        }
+        settings
+            .door
+            .grants(user)
             .check(Action::History, room, &namespace.rules, false)
             .map_err(|_| (103, "permission denied"))?;
         Ok(Access {

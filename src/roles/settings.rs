@@ -1,9 +1,9 @@
 //! Knows: which settings of the crates each key of the configuration becomes. Never: what a setting does.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use weir_authz::NamespaceRules;
+use weir_authz::{ChannelRegex, NamespaceRules};
 use weir_edge::outbox::OutboxLimits;
 use weir_edge::rate::Rate;
 use weir_edge::room::RingLimits;
@@ -59,6 +59,13 @@ pub(crate) fn connect_config(config: &Config) -> ConnectConfig {
             ping_interval: config.nats.ping_interval,
             request_timeout: config.nats.request_timeout,
         },
+    }
+}
+
+pub(super) fn auth_credentials(config: &Config) -> Credentials {
+    Credentials {
+        user: config.nats.auth.user.clone(),
+        password: config.nats.auth.password.expose().to_owned(),
     }
 }
 
@@ -131,6 +138,7 @@ pub(super) fn edge_settings(config: &Config) -> EdgeSettings {
             users_max: config.door.users_limit as usize,
             in_flight_max: config.door.in_flight_limit as usize,
             operators: vec![OPERATOR.to_owned()],
+            static_users: config.auth_callout.enabled.then(|| static_users(config)),
         },
         shutdown_spread: config.shutdown.spread,
         bounds: Bounds {
@@ -149,6 +157,30 @@ pub(super) fn edge_settings(config: &Config) -> EdgeSettings {
     }
 }
 
+/// Every user that nats-server knows without asking.
+pub(crate) fn static_users(config: &Config) -> HashSet<String> {
+    let nats = &config.nats;
+    let own = [
+        &nats.live,
+        &nats.reads,
+        &nats.door,
+        &nats.system,
+        &nats.auth,
+    ];
+    let own = own.iter().map(|user| user.user.clone());
+    let listed = config.auth_callout.static_users.iter().cloned();
+    own.chain(listed).chain([OPERATOR.to_owned()]).collect()
+}
+
+/// The rules of every namespace; `None` is of rooms without one.
+pub(crate) fn all_rules(config: &Config) -> Vec<(Option<String>, NamespaceRules)> {
+    let channel = &config.channel;
+    let named = channel.namespaces.iter();
+    let named = named.map(|(name, options)| (Some(name.clone()), namespace(options).rules));
+    let without = (None, namespace(&channel.without_namespace).rules);
+    [without].into_iter().chain(named).collect()
+}
+
 fn namespace(options: &config::Namespace) -> Namespace {
     Namespace {
         rules: NamespaceRules {
@@ -161,6 +193,9 @@ fn namespace(options: &config::Namespace) -> Namespace {
             allow_history_for_client: options.allow_history_for_client,
             allow_history_for_anonymous: options.allow_history_for_anonymous,
             allow_user_limited_channels: options.allow_user_limited_channels,
+            channel_regex: (!options.channel_regex.is_empty()).then(|| {
+                ChannelRegex::parse(&options.channel_regex).expect("the configuration was checked")
+            }),
             // Nobody can ask: presence is not in this version.
             ..NamespaceRules::default()
         },

@@ -14,6 +14,7 @@ mod absent;
 mod archive;
 mod at_risk;
 mod bot_recovers;
+mod callout;
 mod checker;
 mod deploy;
 mod erase;

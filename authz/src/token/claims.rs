@@ -11,6 +11,7 @@ use weir_nats::subject::{USER_NAME_MAX_BYTES, to_nfc};
 
 use super::TokenError;
 use super::verifier::Check;
+use crate::capability::{self, Capability, RawCapability};
 
 /// Clocks may differ by this much.
 const LEEWAY_S: i64 = 5;
@@ -30,6 +31,8 @@ pub struct Claims {
     pub channels: Vec<String>,
     /// The same with options of each; where there are some, they win.
     pub subs: BTreeMap<String, SubscribeOptions>,
+    /// Rights of its own (`caps`), beside what namespaces allow everyone.
+    pub capabilities: Vec<Capability>,
     /// For the application's services only, JSON.
     pub meta: Option<String>,
     /// The token's id (`jti`).
@@ -48,6 +51,7 @@ impl Claims {
             info: None,
             channels: Vec::new(),
             subs: BTreeMap::new(),
+            capabilities: Vec::new(),
             meta: None,
             token_id: None,
             issued_at_s: None,
@@ -121,6 +125,7 @@ pub(super) struct RawClaims {
     overrides: Option<RawOverrides>,
     channels: Option<Vec<String>>,
     subs: Option<BTreeMap<String, RawOptions>>,
+    caps: Option<Vec<RawCapability>>,
     meta: Option<Box<RawValue>>,
     channel: Option<String>,
     client: Option<String>,
@@ -246,6 +251,7 @@ impl RawClaims {
             info: json(self.info.take(), self.b64info.take(), "b64info")?,
             channels: self.channels.take().unwrap_or_default(),
             subs,
+            capabilities: capability::read(self.caps.take().unwrap_or_default())?,
             meta: self.meta.as_deref().map(one_line),
             token_id: self.jti,
             issued_at_s: self.iat.map(Number::seconds),

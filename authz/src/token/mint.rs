@@ -18,6 +18,9 @@ pub enum MintError {
     /// The key does not fit.
     #[error("the key does not fit the algorithm: {0}")]
     Key(#[from] KeyError),
+    /// No JSON.
+    #[error("caps: {0}")]
+    Caps(String),
     /// The key's library refused.
     #[error("it cannot be signed: {0}")]
     Sign(String),
@@ -62,6 +65,8 @@ pub struct Mint<'a> {
     pub issuer: &'a str,
     /// The claim that names the user; empty is `sub`.
     pub user_id_claim: &'a str,
+    /// `caps`, JSON.
+    pub caps: Option<&'a str>,
 }
 
 impl Mint<'_> {
@@ -85,6 +90,11 @@ impl Mint<'_> {
             if !text.is_empty() {
                 claims.insert(name.to_owned(), text.into());
             }
+        }
+        if let Some(caps) = self.caps {
+            let caps: Value =
+                serde_json::from_str(caps).map_err(|error| MintError::Caps(error.to_string()))?;
+            claims.insert("caps".to_owned(), caps);
         }
         if let Some(exp) = self.expires_at_s {
             claims.insert("exp".to_owned(), exp.into());

@@ -164,6 +164,7 @@ fn a_minted_token_is_valid_by_every_algorithm() {
             audience: "weir",
             issuer: "me",
             user_id_claim: "uid",
+            caps: None,
         };
         let signer = Signer::new(algorithm, private, Some("k".to_owned())).unwrap();
         let token = mint.signed(&signer).unwrap();

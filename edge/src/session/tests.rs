@@ -1,8 +1,8 @@
 //! Knows: frames of a client and what the session makes of them, as a table; and its timers. Never:
 //! a socket, NATS, a real clock.
 
-use weir_authz::NamespaceRules;
 use weir_authz::token::{Check, Issuer, Key, Keys, Mint, Signer};
+use weir_authz::{ChannelRegex, NamespaceRules};
 use weir_history::Window;
 
 use super::*;
@@ -50,7 +50,7 @@ fn namespace(rules: NamespaceRules) -> Namespace {
 }
 
 /// `open`: all may do all. `closed`: nobody may do anything. `eph`: open, and nothing is stored.
-/// `rec`: open and recoverable. `obj`: payloads are objects.
+/// `rec`: open and recoverable. `obj`: payloads are objects. `num`: open, and names are numbers.
 fn settings() -> EdgeSettings {
     let all = NamespaceRules {
         allow_subscribe_for_client: true,
@@ -83,6 +83,16 @@ fn settings() -> EdgeSettings {
             "obj",
             Namespace {
                 data_format: DataFormat::JsonObject,
+                ..open.clone()
+            },
+        ),
+        (
+            "num",
+            Namespace {
+                rules: NamespaceRules {
+                    channel_regex: Some(ChannelRegex::parse("^[0-9]+$").unwrap()),
+                    ..open.rules.clone()
+                },
                 ..open
             },
         ),
@@ -538,4 +548,61 @@ fn stale_and_expired() {
     let mut for_ever = Rig::connected(settings());
     let year = Duration::from_secs(300 * 24 * 3_600);
     assert_eq!(for_ever.at(year), "nothing");
+}
+
+#[test]
+fn a_namespace_with_a_pattern_has_no_other_names() {
+    let mut rig = Rig::connected(settings());
+    for (command, room) in [
+        ("subscribe", "num:12"),
+        ("publish", "num:12"),
+        ("history", "num:12"),
+    ] {
+        for (room, is_name) in [(room, true), ("num:1a", false), ("num:", false)] {
+            let frame = format!(r#"{{"id":2,"{command}":{{"channel":"{room}","data":{{}}}}}}"#);
+            let said = rig.say(&frame);
+            assert_eq!(!said.contains("107"), is_name, "{command} {room}: {said}");
+        }
+    }
+}
+
+#[test]
+fn capabilities_of_a_token_open_what_rules_do_not_and_a_refresh_changes_them() {
+    let token = |caps: &str| {
+        let mint = Mint {
+            user: "ann",
+            expires_at_s: Some(UNIX_S + 60),
+            caps: Some(caps),
+            ..Mint::default()
+        };
+        mint.signed(&Signer::new("HS256", SECRET, None).unwrap())
+            .unwrap()
+    };
+    let mut rig = Rig::new(settings());
+    let first = token(r#"[{"channels":["closed:a","$closed:p"],"allow":["sub"]}]"#);
+    let hello = format!(r#"{{"id":1,"connect":{{"token":"{first}"}}}}"#);
+    assert!(rig.say(&hello).starts_with("connected"));
+    let say = |rig: &mut Rig, command: &str, room: &str| {
+        rig.say(&format!(
+            r#"{{"id":2,"{command}":{{"channel":"{room}","data":{{}}}}}}"#
+        ))
+    };
+    for (command, room, is_allowed) in [
+        ("subscribe", "closed:b", false),
+        ("subscribe", "closed:a", true),
+        ("subscribe", "$closed:p", true),
+        ("publish", "closed:a", false),
+        ("history", "closed:a", false),
+    ] {
+        let said = say(&mut rig, command, room);
+        assert_eq!(
+            !said.contains("103"),
+            is_allowed,
+            "{command} {room}: {said}"
+        );
+    }
+    let second = token(r#"[{"namespaces":["closed"],"allow":["pub"]}]"#);
+    rig.say(&format!(r#"{{"id":2,"refresh":{{"token":"{second}"}}}}"#));
+    assert!(!say(&mut rig, "publish", "closed:b").contains("103"));
+    assert!(say(&mut rig, "publish", "$closed:p").contains("103"));
 }

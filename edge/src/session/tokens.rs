@@ -73,6 +73,7 @@ impl Session {
                 match &mut self.phase {
                     Phase::Connected(connected) if connected.grants.user() == claims.user => {
                         connected.expires = after(ttl_s, now);
+                        connected.grants = Grants::of(&claims, self.settings.client.insecure);
                         connected.info = claims.info;
                         Effect::Reply(json::refresh(id, &self.client, &version(), ttl_s))
                     }

@@ -93,13 +93,12 @@ pub(super) fn without_names(key: &str) -> String {
 
 /// Options of Centrifugo that a reader of its manual may bring along.
 pub(super) fn is_later(path: &str) -> bool {
-    const LATER: [&str; 19] = [
+    const LATER: [&str; 18] = [
         "force_recovery_mode",
         "auto_cache_recover",
         "allowed_delta_types",
         "delta_publish",
         "allow_tags_filter",
-        "channel_regex",
         "history_meta_ttl",
         "subscription_type",
         "user_id_http_header",

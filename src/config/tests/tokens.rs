@@ -200,6 +200,7 @@ fn weir_token_makes_what_the_configuration_takes() {
         key: None,
         kid: None,
         issuer: None,
+        caps: None,
         now_s,
         expires_at_s: now_s + 60,
     };

@@ -23,6 +23,35 @@ pub(crate) struct Nats {
     child: Option<Child>,
     jetstream: bool,
     store: PathBuf,
+    callout: CalloutKeys,
+}
+
+/// The keys of the auth callout, as `weir auth keys` makes them.
+struct CalloutKeys {
+    dir: TempDir,
+    issuer: String,
+    xkey: String,
+}
+
+impl CalloutKeys {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let made = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["auth", "keys", "--new"])
+            .arg(dir.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(made.stdout).unwrap();
+        let key = |name: &str| {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().to_owned()
+        };
+        Self {
+            issuer: key("issuer"),
+            xkey: key("xkey"),
+            dir,
+        }
+    }
 }
 
 /// The nats-server to test with: `WEIR_NATS_SERVER`, else the project's own, else PATH.
@@ -61,6 +90,7 @@ impl Nats {
             child: None,
             jetstream,
             store,
+            callout: CalloutKeys::new(),
         };
         nats.spawn().await;
         nats
@@ -69,6 +99,16 @@ impl Nats {
     /// The address without credentials.
     pub(crate) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// The lines that make Weir its auth callout.
+    pub(crate) fn auth_callout(&self) -> String {
+        let seed = |name: &str| self.callout.dir.path().join(name).display().to_string();
+        format!(
+            "[nats.auth]\npassword = \"weir_auth\"\n[auth_callout]\nenabled = true\nissuer_seed_file = {:?}\nxkey_seed_file = {:?}\n",
+            seed("issuer.seed"),
+            seed("xkey.seed")
+        )
     }
 
     /// Starts it (again) on the same port and store, and waits until it answers.
@@ -109,7 +149,13 @@ impl Nats {
             "deploy/nats.conf has changed its shape"
         );
         let user = "      { user: test, password: test }\n";
-        let config = CONFIG.replace(USERS, &format!("{USERS}{user}"));
+        assert!(
+            CONFIG.contains("auth_users: [ "),
+            "deploy/nats.conf has changed its shape"
+        );
+        let config = CONFIG
+            .replace(USERS, &format!("{USERS}{user}"))
+            .replace("auth_users: [ ", "auth_users: [ test, ");
         if self.jetstream {
             return config;
         }
@@ -132,6 +178,11 @@ impl Nats {
             ("PID_FILE".to_owned(), format!("'{}'", path("nats.pid"))),
             ("LOG_FILE".to_owned(), format!("'{}'", path("nats.log"))),
             (
+                "AUTH_ISSUER".to_owned(),
+                format!("'{}'", self.callout.issuer),
+            ),
+            ("AUTH_XKEY".to_owned(), format!("'{}'", self.callout.xkey)),
+            (
                 "STORE_DIR".to_owned(),
                 format!("'{}'", self.store.display()),
             ),
@@ -144,6 +195,8 @@ impl Nats {
             "bot",
             "dev1",
             "sys",
+            "weir_auth",
+            "weir_kick",
         ] {
             values.push((
                 format!("{}_PASSWORD", user.to_uppercase()),

@@ -1,0 +1,114 @@
+//! Knows: NATS' protocol as far as a hostile client needs it: anything may be sent, and what comes back is seen.
+//! Never: what must come back.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A connection that is logged in.
+pub(crate) struct Raw {
+    stream: BufReader<TcpStream>,
+    sids: u64,
+}
+
+impl Raw {
+    /// Connects with a token.
+    ///
+    /// # Errors
+    /// What the server said when it refused.
+    pub(crate) async fn login(port: u16, token: &str) -> Result<Self, String> {
+        let options = serde_json::json!({"auth_token": token, "verbose": false, "headers": true});
+        Self::connect(port, &options).await
+    }
+
+    /// The same with any options.
+    pub(crate) async fn connect(port: u16, options: &serde_json::Value) -> Result<Self, String> {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let mut raw = Self {
+            stream: BufReader::new(stream),
+            sids: 0,
+        };
+        let info = raw.line().await?;
+        assert!(info.starts_with("INFO "), "{info}");
+        raw.send(&format!("CONNECT {options}\r\n")).await?;
+        let said = raw.after("").await?;
+        if said.is_empty() {
+            Ok(raw)
+        } else {
+            Err(said.join(" "))
+        }
+    }
+
+    /// True if a publish on `subject` is not refused.
+    pub(crate) async fn may_publish(&mut self, subject: &str) -> bool {
+        let said = self
+            .after(&format!("PUB {subject} 2\r\n{{}}\r\n"))
+            .await
+            .unwrap();
+        is_allowed(&said)
+    }
+
+    /// True if a subscription is not refused. It is ended again.
+    pub(crate) async fn may_hear(&mut self, subject: &str) -> bool {
+        self.sids += 1;
+        let sid = self.sids;
+        let said = self
+            .after(&format!("SUB {subject} {sid}\r\nUNSUB {sid}\r\n"))
+            .await
+            .unwrap();
+        is_allowed(&said)
+    }
+
+    /// Sends, and returns what the server said about it.
+    ///
+    /// # Errors
+    /// What it said before it closed the connection.
+    pub(crate) async fn after(&mut self, text: &str) -> Result<Vec<String>, String> {
+        self.send(&format!("{text}PING\r\n")).await?;
+        let mut said: Vec<String> = Vec::new();
+        loop {
+            let line = self
+                .line()
+                .await
+                .map_err(|error| format!("{} {error}", said.join(" ")))?;
+            match line.as_str() {
+                "PONG" => return Ok(said),
+                "PING" => self.send("PONG\r\n").await?,
+                _ if line.starts_with("INFO ") => {}
+                _ => said.push(line),
+            }
+        }
+    }
+
+    /// The next line, of whatever kind.
+    ///
+    /// # Errors
+    /// The connection is closed.
+    pub(crate) async fn line(&mut self) -> Result<String, String> {
+        let mut line = String::new();
+        let read = timeout(PATIENCE, self.stream.read_line(&mut line)).await;
+        match read.map_err(|_| "silence")? {
+            Ok(0) => Err("closed".to_owned()),
+            Ok(_) => Ok(line.trim_end().to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    async fn send(&mut self, text: &str) -> Result<(), String> {
+        let sent = self.stream.write_all(text.as_bytes()).await;
+        sent.map_err(|error| error.to_string())
+    }
+}
+
+fn is_allowed(said: &[String]) -> bool {
+    assert!(
+        said.iter()
+            .all(|line| line.starts_with("-ERR 'Permissions Violation")),
+        "{said:?}"
+    );
+    said.is_empty()
+}
