@@ -134,7 +134,7 @@ pub fn run() -> ExitCode {
         Command::Token { common, .. } => token(common, &cli.command),
         Command::Auth(command) => {
             with_runtime(command.common(), &ConfigFile::Demo, |loaded| async move {
-                match command.run(loaded.config).await {
+                match Box::pin(command.run(loaded.config)).await {
                     Ok(text) => {
                         say(&text);
                         ExitCode::SUCCESS

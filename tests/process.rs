@@ -16,7 +16,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use weir::{Weir, free_port, is_alive, until};
+use weir::{Lines, Weir, free_port, is_alive, until};
 
 #[test]
 fn starts_prints_lines_to_paste_and_stops_cleanly() {
@@ -77,6 +77,42 @@ fn what_it_keeps_is_closed_to_others_and_logs_hold_no_secret() {
         let shown = name != "server_name" && logs.contains(value.as_str().unwrap());
         assert!(!shown, "the password of {name} is in a log");
     }
+}
+
+#[test]
+fn a_token_of_the_data_folder_opens_nats_and_a_folder_of_before_gets_what_it_lacks() {
+    let mut weir = Weir::new();
+    weir.up();
+    let path = weir.data().join("nats-server/passwords.json");
+    let read = || -> serde_json::Value {
+        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap()
+    };
+    let mut kept = read();
+    weir.interrupt();
+    let of_now = [
+        "weir_auth",
+        "weir_kick",
+        "auth_issuer_seed",
+        "auth_xkey_seed",
+        "token_secret",
+    ];
+    for name in of_now {
+        assert!(
+            kept.as_object_mut().unwrap().remove(name).is_some(),
+            "{name}"
+        );
+    }
+    std::fs::write(&path, kept.to_string()).unwrap();
+    weir.up();
+    let made = read();
+    assert_eq!(made["weir"], kept["weir"], "what was there stays");
+    let (status, token) = weir.token(&[], &["--user", "ann"]);
+    assert_eq!(status, Some(0), "{token}");
+    let mut nats = Lines::connect(weir.nats, "ann", token.trim()).unwrap();
+    assert!(nats.may_publish("say.ann.chat.lobby") && nats.may_subscribe("room.chat.lobby"));
+    assert!(!nats.may_publish("say.bot.chat.lobby") && !nats.may_subscribe("room.>"));
+    let (_, found) = weir.check(&[]);
+    assert!(found.contains("auth callout: a token is let in"), "{found}");
 }
 
 #[test]

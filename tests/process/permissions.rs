@@ -183,6 +183,38 @@ const OWN: &[Row] = &[
         &["say.*.*.*", "history.*.*.*", "weir.>", "$SRV.PING"],
         &[">", "room.>", "_INBOX.>", "say.>", "log.>"],
     ),
+    (
+        "weir_auth",
+        &["$SYS._INBOX.x.y"],
+        &[
+            "room.a.b",
+            "log.rooms.1.a.b",
+            "say.ops.a.b",
+            "$JS.API.INFO",
+            "$SYS.REQ.USER.AUTH",
+            "$SYS.REQ.SERVER.PING",
+            "_INBOX.weir.x",
+        ],
+        &["$SYS.REQ.USER.AUTH"],
+        &[">", "room.>", "_INBOX.>", "$SYS.>", "$SYS._INBOX.>"],
+    ),
+    (
+        "weir_kick",
+        &["$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.SERVER.NONE.KICK"],
+        &[
+            "room.a.b",
+            "say.ops.a.b",
+            "$JS.API.INFO",
+            "$SYS.REQ.SERVER.PING",
+            "$SYS.REQ.SERVER.PING.VARZ",
+            "$SYS.REQ.SERVER.NONE.RELOAD",
+            "$SYS.REQ.SERVER.NONE.LDM",
+            "$SYS.REQ.ACCOUNT.WEIR.CONNZ",
+            "_INBOX.weir.x",
+        ],
+        &["_INBOX.weir_kick.x"],
+        &[">", "_INBOX.>", "$SYS.>", "$SYS.ACCOUNT.>"],
+    ),
 ];
 
 #[test]
