@@ -12,10 +12,10 @@ use weir_nats::erasure::What;
 use weir_nats::message::stamp;
 use weir_nats::{Author, Message, RoomName, Seq};
 
-use super::{LOG, WITHIN, batch, config_at, message, offsets, open, query};
+use super::{LOG, batch, config_at, message, offsets, open, query};
 use crate::erase::order;
 use crate::node::{Node, cql};
-use crate::rig::{Rng, STREAM, author, ports, room};
+use crate::rig::{NODE_WITHIN, Rng, STREAM, author, ports, room};
 
 /// The one that docs/erasure.md names, so that its commands can be compared.
 const KEYSPACE: &str = "weir";
@@ -319,7 +319,7 @@ async fn no_byte_is_left_in_a_nodes_files_after_the_steps_that_are_named() {
         assert!(DOCS.contains(statement), "{statement}");
         cql::query(&node.address(), statement, cql::ONE).unwrap();
     }
-    let deadline = tokio::time::Instant::now() + WITHIN;
+    let deadline = tokio::time::Instant::now() + NODE_WITHIN;
     while !back(&said).is_empty() {
         assert!(
             tokio::time::Instant::now() < deadline,
