@@ -259,9 +259,23 @@ impl Reader {
             Some(last) => last.seq,
             None => page.reached,
         };
+        page.whole &= self.holds_retired(place, (range.0, page.reached));
         page.messages.extend(rows.iter().cloned());
         page.more = more || left.is_used_up();
         Ok(())
+    }
+
+    /// True if the archive holds in (after, up_to] all that generations gave whose streams are gone.
+    fn holds_retired(&self, place: &Place, (after, up_to): (Seq, Seq)) -> bool {
+        let low = lowest(place);
+        let retired = place.ended.iter().filter(|one| one.generation.from <= low);
+        retired
+            .map(|one| {
+                let after = after.max(one.generation.from.just_before());
+                (&one.generation.stream, after, up_to.min(one.to))
+            })
+            .filter(|(_, after, up_to)| after < up_to)
+            .all(|(stream, after, up_to)| self.view(stream).covers(after, up_to))
     }
 
     /// One generation: the archive up to its watermark, then the stream.
@@ -448,6 +462,9 @@ impl Reader {
         if rest.0 < rest.1 && self.archive.is_some() {
             let rows = self.rows(left.query(place, room, rest, true)).await?;
             let (rows, more) = left.take_rows(&rows, page.messages.is_empty());
+            let oldest = rows.last().filter(|_| more);
+            let down_to = oldest.map_or(Seq::ZERO, |oldest| oldest.seq.just_before());
+            page.whole &= self.holds_retired(place, (down_to, rest.1));
             page.messages.extend(rows.iter().cloned());
             page.more = more;
         }

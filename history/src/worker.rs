@@ -238,7 +238,14 @@ impl Worker {
         gaps.refresh(self.orders.version(), has_ended);
         let held = self.archive.held().borrow().get(stream).cloned();
         let held = held.unwrap_or_default();
-        let before = self.replay.state(stream).await.map_err(|e| text(&e))?;
+        let before = match self.replay.state(stream).await {
+            Ok(before) => before,
+            // Somebody deleted it, and nothing more can come.
+            Err(ReplayError::NoStream(_)) if has_ended => {
+                return self.drained(slot, generation).await;
+            }
+            Err(error) => return Err(text(&error)),
+        };
         let next = gaps.next(generation, &before, &held);
         let left = next.map_or(0, |next| next.left);
         if !self.archive.is_connected() {
