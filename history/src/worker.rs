@@ -180,7 +180,10 @@ impl Worker {
                     return Ok(Step::Ended);
                 }
                 if !is_compared && self.archive.is_connected() {
-                    self.compare(&generation).await?;
+                    // One that has ended may well lack what the archive knows of it.
+                    if self.is_current(&slot, &generation) {
+                        self.compare(&generation).await?;
+                    }
                     is_compared = true;
                 }
                 self.step(&slot, &generation, &gate, (&followed, &mut gaps))
