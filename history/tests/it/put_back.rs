@@ -2,6 +2,7 @@
 //! hole, told, and nothing is recovered across it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -160,7 +161,9 @@ async fn a_copy_that_is_put_back_under_a_worker_fills_itself_again() {
     until("the order is carried out", is_done).await;
 
     // Somebody asks all the time, and nothing that is gone may be called recovered.
+    let whole_so_far = Arc::new(AtomicU32::new(0));
     let asking = {
+        let whole_so_far = Arc::clone(&whole_so_far);
         let (reader, place, room, stop) =
             (reader.clone(), place.clone(), room.clone(), stop.clone());
         tokio::spawn(async move {
@@ -173,6 +176,7 @@ async fn a_copy_that_is_put_back_under_a_worker_fills_itself_again() {
                     asked += 1;
                     if recovery.recovered {
                         whole += 1;
+                        whole_so_far.store(whole, Ordering::Relaxed);
                         let first = recovery.page.messages.first().map(|one| one.seq);
                         assert_eq!(first, Some(Seq::new(100)));
                         let all = recovery.page.messages.windows(2);
@@ -190,6 +194,8 @@ async fn a_copy_that_is_put_back_under_a_worker_fills_itself_again() {
             (asked, whole)
         })
     };
+    let is_asked = async || whole_so_far.load(Ordering::Relaxed) > 2;
+    until("it is asked, and recovers", is_asked).await;
     let more = async |rig: &Rig| rig.publish(std::slice::from_ref(&room), 50).await[&room].clone();
     rig.node.as_mut().unwrap().kill();
     stored.extend(more(&rig).await);
