@@ -87,6 +87,7 @@ impl Cassandra {
             *held = there;
             changed
         });
+        self.missed_looks.store(0, Ordering::Release);
         Ok(())
     }
 

@@ -172,7 +172,11 @@ async fn a_message_that_cannot_be_read_before_it_is_archived_is_a_hole(kind: Kin
         archive.held().borrow()[STREAM].ranges(),
         [(1, 150), (152, 200)]
     );
+    rig.publish(one, 1).await;
+    rig.held(&archive, &[(1, 150), (152, 200), (202, 202)])
+        .await;
     assert!(!recovered(&reader, &place, &room, 180).await);
+    assert!(recovered(&reader, &place, &room, 201).await);
 }
 
 async fn a_block_cut_by_a_flipped_bit_before_it_is_archived_is_a_hole(kind: Kind) {
