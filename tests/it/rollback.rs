@@ -189,10 +189,10 @@ async fn flipped(name: &str, default: u64, part: f64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bit_flipped_in_the_middle_of_the_log_is_a_new_epoch() {
-    flipped("flipped_middle", 34, 0.5).await;
+    Box::pin(flipped("flipped_middle", 34, 0.5)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bit_flipped_near_the_end_of_the_log_is_a_new_epoch() {
-    flipped("flipped_end", 35, 0.9).await;
+    Box::pin(flipped("flipped_end", 35, 0.9)).await;
 }
