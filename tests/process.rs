@@ -5,7 +5,11 @@
 #[path = "process/archive.rs"]
 mod archive;
 #[path = "support/jwks.rs"]
-#[allow(dead_code, reason = "each test uses its part")]
+#[allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test uses its part, and fails by panicking"
+)]
 mod jwks;
 #[path = "support/cassandra.rs"]
 mod node;
