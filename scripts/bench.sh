@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Measures a release build of Weir on this machine and prints one line a figure; docs/performance.md says what they mean.
 # Every load is bounded in number and time: about ten minutes in all. BENCH_QUICK=1 is about one, to see that it works.
-# BENCH_ONLY="fanout publish idle storm archive cassandra" picks some. Exits 1 when a load lost something or could not run.
+# BENCH_ONLY="fanout publish idle storm tokens archive cassandra" picks some. Exits 1 when a load lost something or could not run.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 target=${CARGO_TARGET_DIR:-target}
-only=${BENCH_ONLY:-fanout publish idle storm archive cassandra}
+only=${BENCH_ONLY:-fanout publish idle storm tokens archive cassandra}
 weir=$target/release/weir
 load=$target/bench/release/loadgen
 floor=$target/bench/release/floor
@@ -233,6 +233,16 @@ archive() {
   stop_servers
 }
 
+# What a token costs to verify.
+tokens() {
+  local out
+  if out=$(cargo run --release --locked --quiet -p weir-authz --example verify_cost); then
+    while read -r text; do line "tokens" "$text"; done <<<"$out"
+  else
+    fail "verify_cost"
+  fi
+}
+
 bytes_a_row() { du -cb "$@" 2>/dev/null | awk -v rows="$deep_rows" 'END { printf "%d bytes a message on the disk", $1 / rows }'; }
 
 # Both archives: batches beside the bare driver; a backlog of the same stream by the worker; pages, cold and cached; bytes on the disk.
@@ -289,7 +299,7 @@ line "versions" "$("$weir" --version), $("$WEIR_NATS_SERVER" --version), $(rustc
 line "load before" "$(cut -d' ' -f1-3 /proc/loadavg)"
 for one in $only; do
   case $one in
-    fanout | publish | idle | storm | archive | cassandra) "$one" ;;
+    fanout | publish | idle | storm | tokens | archive | cassandra) "$one" ;;
     *) fail "BENCH_ONLY: no such load: $one" ;;
   esac
 done

@@ -13,6 +13,7 @@ use weir_history::cassandra::Cassandra;
 
 use crate::config::{ArchiveKind, Config, Loaded, NatsUser, OPERATOR, Secret, Storage};
 use crate::nats_server::{Files, MIN_VERSION, Passwords, Version};
+use crate::tokens::{self, Finding};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
@@ -105,6 +106,13 @@ pub async fn run(loaded: &Loaded) -> Report {
     report.good(format!("configuration: {}", loaded.file_name));
     for warning in &loaded.warnings {
         report.warn(warning.clone());
+    }
+    for finding in tokens::look(config).await {
+        match finding {
+            Finding::Good(text) => report.good(text),
+            Finding::Warning(text) => report.warn(text),
+            Finding::Bad(text) => report.bad(text),
+        }
     }
     archive(&mut report, config).await;
     let target = match Target::new(loaded) {

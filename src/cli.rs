@@ -6,14 +6,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use clap::{Args, Parser, Subcommand};
-use weir_authz::token::mint;
-
 use crate::archive_cli::{self, ArchiveCommand};
 use crate::config::{Config, ConfigFile, Loaded, Sources, parse_duration};
 use crate::node::{self, Mode};
-use crate::roles::token_settings;
+use crate::tokens::{self, Wish};
 use crate::{check, telemetry};
+use clap::{Args, Parser, Subcommand};
 
 /// The configuration is wrong (EX_USAGE of sysexits).
 const EXIT_CONFIG: u8 = 64;
@@ -47,6 +45,18 @@ enum Command {
         /// A room: makes a subscription token for it instead of a connection token
         #[arg(long)]
         channel: Option<String>,
+        /// How it is signed: HS256 to HS512, RS256 to RS512, PS256 to PS512, ES256, ES384 or EdDSA
+        #[arg(long, default_value = "HS256")]
+        algorithm: String,
+        /// A file with the private key (PEM, PKCS#8), or with the secret, if not the configuration's
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        /// The key's id in the issuer's set
+        #[arg(long)]
+        kid: Option<String>,
+        /// Which issuer of client.token.issuers, by name
+        #[arg(long)]
+        issuer: Option<String>,
     },
     /// Look at the archive, move it, compare it with the log; Weir may run meanwhile
     #[command(subcommand)]
@@ -114,12 +124,7 @@ pub fn run() -> ExitCode {
                 ExitCode::FAILURE
             }
         }),
-        Command::Token {
-            common,
-            user,
-            ttl,
-            channel,
-        } => token(common, user, *ttl, channel.as_deref()),
+        Command::Token { common, .. } => token(common, &cli.command),
         Command::Archive(command) => {
             with_runtime(command.common(), &ConfigFile::None, |loaded| async move {
                 match Box::pin(archive_cli::run(command, &loaded)).await {
@@ -132,35 +137,49 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn token(common: &Common, user: &str, ttl: Duration, channel: Option<&str>) -> ExitCode {
+fn token(common: &Common, command: &Command) -> ExitCode {
+    let Command::Token {
+        user,
+        ttl,
+        channel,
+        algorithm,
+        key,
+        kid,
+        issuer,
+        ..
+    } = command
+    else {
+        return ExitCode::FAILURE;
+    };
     let loaded = match common.load(&ConfigFile::None) {
         Ok(loaded) => loaded,
         Err(errors) => return wrong(&errors),
     };
-    let settings = token_settings(&loaded.config);
-    if settings.hmac_secret_key.is_empty() {
-        return wrong(
-            "client.token.hmac_secret_key: it is empty, so no token would be valid; set it in the file, or as \
-             WEIR_CLIENT_TOKEN_HMAC_SECRET_KEY",
-        );
-    }
+    let key = match key.as_ref().map(std::fs::read_to_string).transpose() {
+        Ok(key) => key.map(|key| key.trim_end_matches(['\r', '\n']).to_owned()),
+        Err(error) => return wrong(&format!("--key: it cannot be read: {error}")),
+    };
     // A clock before 1970 makes a token that is long expired, which is the truth.
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    let expires_at_s = i64::try_from(now.saturating_add(ttl).as_secs()).unwrap_or(i64::MAX);
-    match mint(
-        &settings.hmac_secret_key,
+    let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    let wish = Wish {
         user,
-        channel,
-        Some(expires_at_s),
-        &settings,
-    ) {
+        channel: channel.as_deref(),
+        algorithm,
+        key,
+        kid: kid.clone(),
+        issuer: issuer.as_deref(),
+        now_s: seconds(now),
+        expires_at_s: seconds(now.saturating_add(*ttl)),
+    };
+    match tokens::mint(&loaded.config, &wish) {
         Ok(token) => {
             say(&format!("{token}\n"));
             ExitCode::SUCCESS
         }
-        Err(error) => failed(&error.to_string()),
+        Err(error) => wrong(&error),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Weir: the edge messaging layer on NATS, as one process with every role.
 //!
 //! `cli` reads the command, `config` reads and checks every setting, `node` runs the roles, `nats_server` keeps a nats-server
-//! of our own, `admin` shows the inside, `check` says what is wrong before anything starts, `archive_cli` looks
-//! after the archive.
+//! of our own, `admin` shows the inside, `check` says what is wrong before anything starts, `tokens` makes
+//! verifiers of the configured issuers, `archive_cli` looks after the archive.
 
 pub mod admin;
 pub mod archive;
@@ -15,3 +15,4 @@ pub mod nats_server;
 pub mod node;
 pub mod roles;
 pub mod telemetry;
+pub mod tokens;

@@ -18,6 +18,7 @@ use weir_edge::hub::{Hub, HubParts};
 use weir_edge::metrics::Metrics;
 use weir_edge::rate::UserRates;
 use weir_edge::seats::Seats;
+use weir_edge::writer::Writer;
 use weir_edge::{server, sweep};
 use weir_history::erase::{Eraser, expire};
 use weir_history::service::HistoryService;
@@ -39,8 +40,7 @@ mod settings;
 
 use hooks::{history_policy, lookup, saw, suspect};
 pub(crate) use settings::connect_config;
-pub use settings::token_settings;
-use settings::{edge_settings, log_config, oldest_ms, publish_limits, verifier};
+use settings::{edge_settings, log_config, oldest_ms, publish_limits};
 
 /// Between tries to open an archive that is locked.
 const ARCHIVE_RETRY: Duration = Duration::from_secs(1);
@@ -191,9 +191,10 @@ impl Roles {
         ));
         let (rate, users_max) = (settings.door.rate, settings.door.users_max);
         let rates = Arc::new(UserRates::new(rate, users_max));
+        let writer = Writer::new(publisher, links.live.clone());
         let door = NativeDoor::new(
             links.door.clone(),
-            publisher.clone(),
+            writer.clone(),
             Arc::clone(&settings),
             Arc::clone(&metrics),
             Arc::clone(&rates),
@@ -216,12 +217,16 @@ impl Roles {
         )
         .with_page(settings.bounds.reply_max_bytes);
         let history = spawn_service("history", history.run(closing.clone()), &tasks);
+        let (verifier, fetchers) = crate::tokens::verifier(config).map_err(failed)?;
+        for fetcher in fetchers {
+            tasks.spawn(fetcher.run(stop.clone()));
+        }
         let edge = Arc::new(Edge {
-            verifier: verifier(config),
+            verifier,
             settings,
             metrics,
             hub,
-            publisher,
+            writer,
             reader,
             placements,
             nats: links.live.clone(),
@@ -256,7 +261,7 @@ impl Roles {
     #[must_use]
     pub fn figures(&self) -> Vec<Figure> {
         let mut figures = self.edge.metrics.figures();
-        figures.push(self.edge.publisher.figure());
+        figures.push(self.edge.writer.figure());
         figures.push(self.orders.figure());
         figures.extend(self.worker.figures());
         let from_rings = self.edge.metrics.recovered_from_ring.value();
@@ -271,7 +276,7 @@ impl Roles {
         let services_deadline = deadline.min(Instant::now() + SERVICES_WITHIN);
         self.closing.cancel();
         // Sockets learn of their publishes before they are sent away.
-        if timeout_at(deadline, self.edge.publisher.settled())
+        if timeout_at(deadline, self.edge.writer.settled())
             .await
             .is_err()
         {

@@ -3,6 +3,8 @@
 
 use weir_nats::RoomName;
 
+use crate::token::{Claims, SubscriptionClaims};
+
 /// What somebody wants to do in a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
@@ -49,8 +51,21 @@ pub struct NamespaceRules {
     pub allow_user_limited_channels: bool,
 }
 
-/// Proof that an action in a room was allowed. Only [`Grants::check`] makes one, and joining and
-/// publishing need one.
+/// Proof that an action in a room was allowed. Only [`Grants`] make one, and joining and publishing
+/// need one. There is no other way to get one:
+///
+/// ```compile_fail,E0451
+/// use weir_authz::{Action, Permit};
+/// let room = weir_nats::RoomName::parse("chat:lobby").unwrap();
+/// let permit = Permit { room, action: Action::Publish };
+/// ```
+///
+/// Claims, from which grants are made, come from a verified token or are nobody's:
+///
+/// ```compile_fail,E0639
+/// use weir_authz::Claims;
+/// let claims = Claims { user: "root".to_owned(), ..Claims::anonymous() };
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permit {
     room: RoomName,
@@ -87,11 +102,11 @@ pub struct Grants {
 }
 
 impl Grants {
-    /// For a socket's user; empty is anonymous.
+    /// For a socket, by what its token says.
     #[must_use]
-    pub fn client(user: &str, insecure: bool) -> Self {
+    pub fn of(claims: &Claims, insecure: bool) -> Self {
         Self {
-            user: user.to_owned(),
+            user: claims.user.clone(),
             insecure,
             is_native: false,
         }
@@ -157,16 +172,18 @@ impl Grants {
         }
     }
 
-    /// Checks a subscription for which a valid subscription token was shown.
+    /// Checks a subscription for which a subscription token was shown.
     ///
     /// # Errors
-    /// [`Denied`] if the name is limited to other users.
+    /// [`Denied`] if the token is for another room or user, or the name is limited to other users.
     pub fn check_with_token(
         &self,
+        claims: &SubscriptionClaims,
         room: &RoomName,
         rules: &NamespaceRules,
     ) -> Result<Permit, Denied> {
-        let allowed = self.insecure || self.may_subscribe(room, rules, true);
+        let is_for_this = claims.channel == room.channel() && claims.user == self.user;
+        let allowed = is_for_this && (self.insecure || self.may_subscribe(room, rules, true));
         let action = Action::Subscribe;
         if allowed {
             Ok(Permit {
@@ -214,6 +231,25 @@ mod tests {
         RoomName::parse(name).unwrap()
     }
 
+    fn socket(user: &str, insecure: bool) -> Grants {
+        let mut claims = Claims::anonymous();
+        claims.user = user.to_owned();
+        Grants::of(&claims, insecure)
+    }
+
+    fn shown(grants: &Grants, user: &str, of: &str, name: &str, rules: &NamespaceRules) -> bool {
+        let claims = SubscriptionClaims {
+            channel: of.to_owned(),
+            user: user.to_owned(),
+            client: None,
+            expires_at_s: None,
+            options: crate::token::SubscribeOptions::default(),
+            token_id: None,
+            issued_at_s: None,
+        };
+        grants.check_with_token(&claims, &room(name), rules).is_ok()
+    }
+
     fn check(grants: &Grants, action: Action, name: &str, rules: &NamespaceRules) -> bool {
         grants.check(action, &room(name), rules, false).is_ok()
     }
@@ -228,16 +264,11 @@ mod tests {
                 Action::History,
                 Action::Presence,
             ] {
-                let grants = Grants::client(user, false);
+                let grants = socket(user, false);
                 assert!(grants.check(action, &room("a"), &rules, true).is_err());
             }
         }
-        assert!(check(
-            &Grants::client("", true),
-            Action::Publish,
-            "a",
-            &rules
-        ));
+        assert!(check(&socket("", true), Action::Publish, "a", &rules));
     }
 
     #[test]
@@ -249,7 +280,7 @@ mod tests {
             allow_history_for_anonymous: true,
             ..NamespaceRules::default()
         };
-        let (ann, nobody) = (Grants::client("ann", false), Grants::client("", false));
+        let (ann, nobody) = (socket("ann", false), socket("", false));
         assert!(check(&ann, Action::Subscribe, "a", &rules));
         assert!(!check(&nobody, Action::Subscribe, "a", &rules));
         assert!(check(&ann, Action::Publish, "a", &rules));
@@ -264,18 +295,15 @@ mod tests {
             allow_user_limited_channels: true,
             ..NamespaceRules::default()
         };
-        let ann = Grants::client("ann", false);
+        let ann = socket("ann", false);
         assert!(!check(&ann, Action::Subscribe, "$x", &rules));
-        assert!(ann.check_with_token(&room("$x"), &rules).is_ok());
+        assert!(shown(&ann, "ann", "$x", "$x", &rules));
+        assert!(!shown(&ann, "ann", "$y", "$x", &rules));
+        assert!(!shown(&ann, "bob", "$x", "$x", &rules));
         assert!(check(&ann, Action::Subscribe, "x#ann,bob", &rules));
         assert!(!check(&ann, Action::Subscribe, "x#bob", &rules));
-        assert!(ann.check_with_token(&room("x#bob"), &rules).is_err());
-        assert!(!check(
-            &Grants::client("", false),
-            Action::Subscribe,
-            "x#",
-            &rules
-        ));
+        assert!(!shown(&ann, "ann", "x#bob", "x#bob", &rules));
+        assert!(!check(&socket("", false), Action::Subscribe, "x#", &rules));
         let off = NamespaceRules {
             allow_user_limited_channels: false,
             ..rules
@@ -297,14 +325,8 @@ mod tests {
             "$a",
             &rules
         ));
-        assert!(!check(
-            &Grants::client("bot", false),
-            Action::Publish,
-            "a",
-            &rules
-        ));
-        let subscribed =
-            Grants::client("bot", false).check(Action::Publish, &room("a"), &rules, true);
+        assert!(!check(&socket("bot", false), Action::Publish, "a", &rules));
+        let subscribed = socket("bot", false).check(Action::Publish, &room("a"), &rules, true);
         assert_eq!(subscribed.unwrap().action(), Action::Publish);
     }
 
@@ -352,8 +374,7 @@ mod tests {
                 let user = if has_name { "ann" } else { "" };
                 let counts = subscriber && subscribed && action != Action::Subscribe;
                 let expected = (client || counts) && (has_name || anonymous);
-                let found =
-                    Grants::client(user, false).check(action, &room("a"), &rules, subscribed);
+                let found = socket(user, false).check(action, &room("a"), &rules, subscribed);
                 assert_eq!(found.is_ok(), expected, "{action:?} {case:05b}");
                 if let Ok(permit) = found {
                     assert_eq!((permit.room().channel(), permit.action()), ("a", action));

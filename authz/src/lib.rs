@@ -5,4 +5,4 @@ pub mod grants;
 pub mod token;
 
 pub use grants::{Action, Denied, Grants, NamespaceRules, Permit};
-pub use token::{Claims, TokenError, TokenSettings, Verifier};
+pub use token::{Claims, SubscriptionClaims, TokenError, Verifier};

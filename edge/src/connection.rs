@@ -1,25 +1,26 @@
 //! Knows: how one socket is driven: bytes in, the session's effects, bytes out, timers. Never: what
 //! a command means.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::header::HeaderValue;
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use weir_authz::token::Wanted;
 use weir_authz::{Permit, Verifier};
 use weir_history::Reader;
 use weir_nats::ambient::{random, since_1970};
-use weir_nats::publish::{ANSWER_WITHIN, Outgoing, Publisher};
+use weir_nats::message::join_info;
+use weir_nats::publish::{ANSWER_WITHIN, Outcome};
 use weir_nats::{Author, Door, Placements};
 
 use crate::answers::{publish_reply, read_history, rpc_reply};
@@ -28,11 +29,12 @@ use crate::link::{Link, Signal};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::protocol::code::{DisconnectCode, ErrorCode};
-use crate::protocol::{Command, History, json};
+use crate::protocol::{Command, CommandKind, History, json};
 use crate::seats::{Seat, Seats};
 use crate::session::{Effect, Join, Now, Session, random_part};
 use crate::settings::{ClientSettings, EdgeSettings};
 use crate::websocket::{self, Decoder, Event, Opcode};
+use crate::writer::{Writer, Written};
 
 /// Bytes read at once, into a buffer on the stack that no idle connection keeps.
 const READ_MAX_BYTES: usize = 8 << 10;
@@ -54,15 +56,15 @@ pub struct Edge {
     pub metrics: Arc<Metrics>,
     /// Rooms.
     pub hub: Hub,
-    /// Into the logs.
-    pub publisher: Publisher,
+    /// Into rooms.
+    pub writer: Writer,
     /// Out of them.
     pub reader: Reader,
     /// Where rooms are kept.
     pub placements: Placements,
-    /// For connection and subscription tokens; `None` without a key.
-    pub verifier: Option<Arc<Verifier>>,
-    /// For rpc and for what is not stored.
+    /// For connection and subscription tokens.
+    pub verifier: Arc<Verifier>,
+    /// For rpc.
     pub nats: Client,
     /// Connections of each user.
     pub seats: Seats,
@@ -83,6 +85,8 @@ struct Connection {
     decoder: Decoder,
     /// Commands that came in a frame and are not carried out yet.
     commands: VecDeque<Command>,
+    /// The connect command waits for its token's key, and all others for it.
+    connecting: bool,
     /// A join that is on its way; commands behind it wait.
     joining: Option<Joining>,
     /// History and rpc commands on their way.
@@ -101,6 +105,14 @@ struct Slow {
     publishing: AtomicUsize,
     /// One page of history at a time is in memory for a connection.
     history: tokio::sync::Mutex<()>,
+    /// Commands whose token's key has been waited for. At most as many as may run.
+    fetched: Mutex<VecDeque<Command>>,
+}
+
+impl Slow {
+    fn fetched(&self) -> MutexGuard<'_, VecDeque<Command>> {
+        self.fetched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Why a connection is over.
@@ -123,7 +135,7 @@ pub async fn run(edge: Arc<Edge>, socket: TcpStream, first: Bytes) {
     let link = Arc::new(Link::new(Outbox::new(socket, edge.settings.outbox())));
     let session = Session::new(
         Arc::clone(&edge.settings),
-        edge.verifier.clone(),
+        Arc::clone(&edge.verifier),
         random_uuid(),
         Instant::now(),
     );
@@ -135,6 +147,7 @@ pub async fn run(edge: Arc<Edge>, socket: TcpStream, first: Bytes) {
         seat: None,
         decoder,
         commands: VecDeque::new(),
+        connecting: false,
         joining: None,
         slow: Arc::default(),
         unavailable_at: None,
@@ -231,6 +244,7 @@ impl Connection {
             let is_leaving = leave_at.is_some_and(|at| Instant::now() >= at);
             let can_read = !is_leaving
                 && self.joining.is_none()
+                && !self.connecting
                 && self.commands.is_empty()
                 && link.outbox.has_reply_room();
             let deadline = self.session.deadline();
@@ -306,6 +320,16 @@ impl Connection {
         }
         // Large replies to a slow reader wait for each other instead of making it too slow (3008).
         while self.joining.is_none() && self.link.outbox.has_reply_room() {
+            let fetched = self.slow.fetched().pop_front();
+            if let Some(command) = fetched {
+                self.connecting = false;
+                let effect = self.session.again(command, now());
+                self.perform(effect)?;
+                continue;
+            }
+            if self.connecting {
+                break;
+            }
             if let Some(command) = self.commands.pop_front() {
                 self.edge.metrics.commands.add_one();
                 let effect = self.session.command(command, now());
@@ -387,6 +411,7 @@ impl Connection {
                 self.sit_down()?;
                 self.reply(&frame);
             }
+            Effect::Fetch(wanted, command) => self.fetch(wanted, command),
             Effect::Join(join) => return self.join(join),
             Effect::Leave(membership, frame) => {
                 drop(membership);
@@ -395,18 +420,22 @@ impl Connection {
             Effect::Publish {
                 id,
                 permit,
-                log: Some(log),
+                log,
+                info,
                 data,
             } => {
-                self.publish(id, &permit, log, data);
-            }
-            Effect::Publish {
-                id,
-                permit,
-                log: None,
-                data,
-            } => {
-                self.publish_unstored(id, &permit, data);
+                let written = Written {
+                    author: self.author(info.as_deref()),
+                    data,
+                    key: None,
+                };
+                match log {
+                    Some(log) => self.publish(id, &permit, log, written),
+                    None if self.edge.writer.pass_on(&permit, written, &random_uuid()) => {
+                        self.reply(&json::empty(id, "publish"));
+                    }
+                    None => self.reply(&json::error(id, ErrorCode::INTERNAL)),
+                }
             }
             Effect::History {
                 id,
@@ -437,6 +466,27 @@ impl Connection {
             self.edge.metrics.error_replies.add_one();
         }
         self.link.reply(frame);
+    }
+
+    /// Waits for the key of a command's token, beside the others, and feeds the command again.
+    fn fetch(&mut self, wanted: Wanted, command: Command) {
+        let (link, slow) = (Arc::clone(&self.link), Arc::clone(&self.slow));
+        if slow.running.fetch_add(1, Ordering::AcqRel)
+            >= self.edge.settings.bounds.slow_commands_max
+        {
+            slow.running.fetch_sub(1, Ordering::AcqRel);
+            // Fed again, it fails: what it holds of the session is given back there.
+            slow.fetched().push_back(command);
+            return;
+        }
+        self.connecting = matches!(command.kind, CommandKind::Connect(_));
+        self.edge.metrics.key_waits.add_one();
+        self.edge.tasks.spawn(async move {
+            wanted.wait().await;
+            slow.running.fetch_sub(1, Ordering::AcqRel);
+            slow.fetched().push_back(command);
+            link.outbox.wake();
+        });
     }
 
     fn join(&mut self, join: Join) -> Result<(), End> {
@@ -474,50 +524,26 @@ impl Connection {
         Ok(())
     }
 
-    fn author(&self) -> Author {
+    /// The client as an author, with its public info in a room if it has some.
+    fn author(&self, info_in_room: Option<&str>) -> Author {
         let (user, info) = self.session.user().unwrap_or_default();
         Author {
             user: user.to_owned(),
             client: self.session.client().to_owned(),
-            info: info.map(|info| Bytes::copy_from_slice(info.as_bytes())),
+            info: join_info(info, info_in_room),
             door: Door::Socket,
         }
     }
 
-    fn publish(&self, id: u32, permit: &Permit, log: String, data: Bytes) {
+    fn publish(&self, id: u32, permit: &Permit, log: String, written: Written) {
         let (link, metrics) = (Arc::clone(&self.link), Arc::clone(&self.edge.metrics));
         let slow = Arc::clone(&self.slow);
         slow.publishing.fetch_add(1, Ordering::AcqRel);
-        self.edge.publisher.submit(Outgoing {
-            room: permit.room().clone(),
-            log,
-            author: self.author(),
-            tags: BTreeMap::new(),
-            data,
-            key: None,
-            done: Box::new(move |outcome| {
-                link.reply(&publish_reply(id, &outcome, &metrics));
-                slow.publishing.fetch_sub(1, Ordering::AcqRel);
-            }),
+        let done = Box::new(move |outcome: Outcome| {
+            link.reply(&publish_reply(id, &outcome, &metrics));
+            slow.publishing.fetch_sub(1, Ordering::AcqRel);
         });
-    }
-
-    /// Straight to `eph.`: nothing acknowledges it, and a reader that is away misses it.
-    fn publish_unstored(&self, id: u32, permit: &Permit, data: Bytes) {
-        let nats = &self.edge.nats;
-        let room = permit.room().clone();
-        let mut headers =
-            weir_nats::message::stamp(&room, &self.author(), &BTreeMap::new(), &random_uuid());
-        headers.insert("Nats-Msg-Id", HeaderValue::from(0_u64));
-        // Handed over at once, so that a client's own order is kept, or not at all: what the NATS
-        // client holds back while it is disconnected would come minutes later.
-        let sent = nats.publish_with_headers(room.ephemeral_subject(), headers, data);
-        let is_connected = nats.connection_state() == async_nats::connection::State::Connected;
-        let frame = match is_connected.then(|| sent.now_or_never()).flatten() {
-            Some(Ok(())) => json::empty(id, "publish"),
-            Some(Err(_)) | None => json::error(id, ErrorCode::INTERNAL),
-        };
-        self.reply(&frame);
+        self.edge.writer.store(permit, log, written, done);
     }
 
     /// Runs a command that waits for something, beside the others, within the bound.
@@ -561,7 +587,7 @@ impl Connection {
     }
 
     fn rpc(&self, id: u32, method: &str, data: Bytes) {
-        let author = self.author();
+        let author = self.author(None);
         let subject = format!("rpc.{method}");
         let (nats, timeout) = (self.edge.nats.clone(), self.edge.settings.rpc_timeout);
         self.spawn_slow(id, async move {

@@ -4,7 +4,6 @@
 //! Identity is the subject's token, which the NATS permission of the connection fixes. Answers go
 //! out as a user that may publish into inboxes only, and only into the asker's own.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_nats::{Client, HeaderMap, Message, Subscriber};
@@ -15,9 +14,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weir_authz::{Action, Grants};
+use weir_authz::{Action, Grants, Permit};
 use weir_nats::message::{header, last};
-use weir_nats::publish::{Outcome, Outgoing, Publisher, Refusal};
+use weir_nats::publish::{Outcome, Refusal};
 use weir_nats::subject::{user_from_token, user_token};
 use weir_nats::{Author, Door as Through, RoomName};
 
@@ -25,6 +24,7 @@ use crate::metrics::Metrics;
 use crate::protocol::code::ErrorCode;
 use crate::rate::UserRates;
 use crate::settings::{DataFormat, EdgeSettings};
+use crate::writer::{Writer, Written};
 
 /// All edges answer as one.
 const QUEUE_GROUP: &str = "weir-door";
@@ -37,7 +37,7 @@ const KEY_MAX_BYTES: usize = 256;
 #[derive(Clone)]
 pub struct NativeDoor {
     client: Client,
-    publisher: Publisher,
+    writer: Writer,
     settings: Arc<EdgeSettings>,
     metrics: Arc<Metrics>,
     rates: Arc<UserRates>,
@@ -76,7 +76,7 @@ impl NativeDoor {
     #[must_use]
     pub fn new(
         client: Client,
-        publisher: Publisher,
+        writer: Writer,
         settings: Arc<EdgeSettings>,
         metrics: Arc<Metrics>,
         rates: Arc<UserRates>,
@@ -85,7 +85,7 @@ impl NativeDoor {
         let in_flight = Arc::new(Semaphore::new(settings.door.in_flight_max));
         Self {
             client,
-            publisher,
+            writer,
             settings,
             metrics,
             rates,
@@ -171,13 +171,13 @@ impl NativeDoor {
             return self.answer(reply, refused.to_json(), None);
         };
         match self.read(&request, user) {
-            Ok(mut outgoing) => {
+            Ok((may_publish, log, written)) => {
                 let door = self.clone();
-                outgoing.done = Box::new(move |outcome| {
+                let done = Box::new(move |outcome: Outcome| {
                     let answer = door.outcome(&outcome);
                     door.answer(reply, answer, Some(permit));
                 });
-                self.publisher.submit(outgoing);
+                self.writer.store(&may_publish, log, written, done);
             }
             Err(refused) => self.answer(reply, refused.to_json(), Some(permit)),
         }
@@ -185,7 +185,7 @@ impl NativeDoor {
 
     /// Checks a request and makes it a message. Of its headers only the room's true name and the
     /// idempotency key are read; everything else is dropped.
-    fn read(&self, request: &Message, user: String) -> Result<Outgoing, Refused> {
+    fn read(&self, request: &Message, user: String) -> Result<(Permit, String, Written), Refused> {
         let bad = |detail: String| Refused::new(ErrorCode::BAD_REQUEST, detail);
         let none = HeaderMap::new();
         let headers = request.headers.as_ref().unwrap_or(&none);
@@ -207,7 +207,7 @@ impl NativeDoor {
                 "rooms of this namespace are not stored; publish on eph. is for edges only",
             ));
         }
-        Grants::native(&user)
+        let permit = Grants::native(&user)
             .check(Action::Publish, &room, &namespace.rules, false)
             .map_err(|_| Refused::new(ErrorCode::PERMISSION_DENIED, "no right to publish here"))?;
         if request.payload.len() > self.settings.door.message_size_limit_bytes {
@@ -225,20 +225,17 @@ impl NativeDoor {
                 "an idempotency key is 1 to {KEY_MAX_BYTES} bytes"
             )));
         }
-        Ok(Outgoing {
-            room,
-            log: namespace.log.clone(),
+        let written = Written {
             author: Author {
                 user,
                 client: String::new(),
                 info: None,
                 door: Through::Nats,
             },
-            tags: BTreeMap::new(),
             data: request.payload.clone(),
             key,
-            done: Box::new(|_| {}),
-        })
+        };
+        Ok((permit, namespace.log.clone(), written))
     }
 
     fn outcome(&self, outcome: &Outcome) -> serde_json::Value {

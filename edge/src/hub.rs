@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
-use weir_authz::Permit;
+use weir_authz::{Action, Permit};
 use weir_history::Reader;
 use weir_nats::replay::Replay;
 use weir_nats::{Epoch, Orders, Placements, RoomName, Seq};
@@ -118,7 +118,8 @@ pub struct Joined {
 pub struct Membership {
     id: MemberId,
     commands: mpsc::Sender<Command>,
-    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    tasks: TaskTracker,
 }
 
 impl std::fmt::Debug for Membership {
@@ -128,13 +129,27 @@ impl std::fmt::Debug for Membership {
 }
 
 impl Membership {
-    pub(crate) fn new(id: MemberId, commands: mpsc::Sender<Command>, shared: &Arc<Shared>) -> Self {
-        shared.metrics.memberships.add(1);
+    pub(crate) fn new(
+        id: MemberId,
+        commands: mpsc::Sender<Command>,
+        metrics: &Arc<Metrics>,
+        tasks: &TaskTracker,
+    ) -> Self {
+        metrics.memberships.add(1);
         Self {
             id,
             commands,
-            shared: Arc::clone(shared),
+            metrics: Arc::clone(metrics),
+            tasks: tasks.clone(),
         }
+    }
+
+    /// In a room that does nothing.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Self {
+        let (commands, _) = mpsc::channel(1);
+        let tasks = TaskTracker::new();
+        Self::new(MemberId::default(), commands, &Arc::default(), &tasks)
     }
 
     /// The reply is on its way and ends at `cursor`: pushes after it may follow.
@@ -152,7 +167,7 @@ impl Membership {
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
             Err(mpsc::error::TrySendError::Full(command)) => {
                 let commands = self.commands.clone();
-                self.shared.tasks.spawn(async move {
+                self.tasks.spawn(async move {
                     if commands.send(command).await.is_err() {
                         tracing::trace!("room closed before it took a command");
                     }
@@ -164,7 +179,7 @@ impl Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.shared.metrics.memberships.add(-1);
+        self.metrics.memberships.add(-1);
         self.send(Command::Leave { id: self.id });
     }
 }
@@ -190,6 +205,17 @@ impl Hub {
     /// Joins a room: the cut is taken where pushes are ordered, and what the client missed is read
     /// from the ring or the log. Nothing is pushed to the member before [`Membership::release`].
     ///
+    /// ```compile_fail,E0308
+    /// # async fn f(
+    /// #     hub: &weir_edge::hub::Hub,
+    /// #     namespace: &weir_edge::settings::Namespace,
+    /// #     link: &std::sync::Arc<weir_edge::link::Link>,
+    /// # ) {
+    /// let room = weir_nats::RoomName::parse("chat:lobby").unwrap();
+    /// hub.join(&room, namespace, link, None).await;
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// When the room cannot be opened or read in time, or there are too many rooms.
     pub async fn join(
@@ -199,6 +225,9 @@ impl Hub {
         link: &Arc<Link>,
         since: Option<Since>,
     ) -> Result<Joined, JoinError> {
+        if permit.action() != Action::Subscribe {
+            return Err(JoinError::Unavailable);
+        }
         let joining = self.join_within(permit.room(), namespace, link, since);
         tokio::time::timeout(JOIN_WITHIN, joining)
             .await

@@ -20,3 +20,4 @@ mod session;
 pub mod settings;
 pub mod sweep;
 pub mod websocket;
+pub mod writer;

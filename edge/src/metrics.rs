@@ -11,6 +11,8 @@ weir_nats::figures! {
         connections_refused: Counter,
         /// Commands received.
         commands: Counter,
+        /// Commands that waited for their token's key.
+        key_waits: Counter,
         /// Replies that were errors.
         error_replies: Counter,
         /// Sockets closed by the edge with a code of 3500 or above.

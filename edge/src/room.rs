@@ -48,6 +48,7 @@ pub struct Past {
 }
 
 /// Names a member of a room; never reused within one room.
+#[cfg_attr(test, derive(Default))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MemberId {
     slot: u32,

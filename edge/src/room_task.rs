@@ -470,7 +470,12 @@ impl RoomTask {
                 let Some(own) = self.own.upgrade() else {
                     return Ok(());
                 };
-                let membership = Membership::new(room.join(link), own, &self.shared);
+                let membership = Membership::new(
+                    room.join(link),
+                    own,
+                    &self.shared.metrics,
+                    &self.shared.tasks,
+                );
                 let have = if epoch.is_some() {
                     room.have()
                 } else {

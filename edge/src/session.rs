@@ -7,16 +7,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
-use weir_authz::{Action, Denied, Grants, Permit, TokenError, Verifier};
+use weir_authz::token::Wanted;
+use weir_authz::{Action, Denied, Grants, Permit, Verifier};
 use weir_nats::ambient::random;
 use weir_nats::{RoomName, Seq};
 
 use crate::door::check_format;
 use crate::hub::{Joined, Membership, Since};
 use crate::protocol::code::{DisconnectCode, ErrorCode, UnsubscribeCode};
-use crate::protocol::{
-    Command, CommandKind, Connect, ConnectResult, History, Subscribe, SubscribeResult, json,
-};
+use crate::protocol::{Command, CommandKind, History, Subscribe, SubscribeResult, json};
 use crate::rate::Bucket;
 use crate::settings::{EdgeSettings, Namespace};
 
@@ -29,6 +28,7 @@ const LIMITED_MAX: u32 = 1_000;
 
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 /// What the driver has to do for a command. At most one each.
 #[derive(Debug)]
@@ -40,6 +40,9 @@ pub(crate) enum Effect {
     /// The connection has a user now: see whether it may have one more connection, and send this
     /// frame.
     Connected(Bytes),
+    /// The command's token needs a key that is not here: wait for it, beside the other commands, then
+    /// call [`Session::again`]. Nothing follows a connect until then.
+    Fetch(Wanted, Command),
     /// Join a room, then call [`Session::joined`].
     Join(Join),
     /// Leave the room and send this frame.
@@ -49,6 +52,8 @@ pub(crate) enum Effect {
         id: u32,
         permit: Permit,
         log: Option<String>,
+        /// Public info of the author in this room.
+        info: Option<String>,
         data: Bytes,
     },
     /// Read back, and answer.
@@ -79,6 +84,9 @@ pub(crate) struct Join {
     /// Seconds until the subscription expires, for the reply, and when that is.
     ttl_s: Option<u32>,
     expires: Option<Instant>,
+    /// Public info in this room, and what the reply holds for the client, where a token said so.
+    info: Option<String>,
+    data: Option<String>,
 }
 
 /// Now, as the driver sees it.
@@ -105,18 +113,31 @@ struct Connected {
     info: Option<String>,
     /// When the connection expires, for the timer and for the wire.
     expires: Option<Instant>,
-    subscriptions: HashMap<RoomName, Option<Membership>>,
+    subscriptions: HashMap<RoomName, Place>,
     /// When subscriptions by token expire; most have no end and are not here.
     expiring: HashMap<RoomName, Instant>,
+}
+
+/// How far a subscription is. Each counts against the limit of channels.
+#[derive(Debug)]
+enum Place {
+    /// The command of this id waits for its token's key.
+    Waiting(u32),
+    /// The join is on its way.
+    Joining,
+    /// Subscribed, with the public info that a token gave for this room.
+    Member(Membership, Option<String>),
 }
 
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Session {
     settings: Arc<EdgeSettings>,
-    verifier: Option<Arc<Verifier>>,
+    verifier: Arc<Verifier>,
     client: String,
     phase: Phase,
+    /// The command in hand has waited for its token's key once.
+    has_waited: bool,
     opened: Instant,
     /// When the next ping is due.
     ping_due: Option<Instant>,
@@ -129,7 +150,7 @@ pub(crate) struct Session {
 impl Session {
     pub(crate) fn new(
         settings: Arc<EdgeSettings>,
-        verifier: Option<Arc<Verifier>>,
+        verifier: Arc<Verifier>,
         client: String,
         now: Instant,
     ) -> Self {
@@ -139,6 +160,7 @@ impl Session {
             verifier,
             client,
             phase: Phase::New,
+            has_waited: false,
             opened: now,
             ping_due: None,
             pong_due: None,
@@ -181,10 +203,20 @@ impl Session {
             }
             return Effect::Reply(json::error(id, ErrorCode::TOO_MANY_REQUESTS));
         }
+        self.dispatch(id, kind, now)
+    }
+
+    /// Feeds a command of [`Effect::Fetch`] once more. If its key is still missing, it fails.
+    pub(crate) fn again(&mut self, command: Command, now: Now) -> Effect {
+        self.has_waited = true;
+        let effect = self.dispatch(command.id, command.kind, now);
+        self.has_waited = false;
+        effect
+    }
+
+    fn dispatch(&mut self, id: u32, kind: CommandKind, now: Now) -> Effect {
         match (&self.phase, kind) {
-            (Phase::New, CommandKind::Connect(connect)) if id > 0 => {
-                self.connect(id, &connect, now)
-            }
+            (Phase::New, CommandKind::Connect(connect)) if id > 0 => self.connect(id, connect, now),
             (Phase::New | Phase::Unusable, _)
             | (
                 Phase::Connected(_),
@@ -208,10 +240,8 @@ impl Session {
                 }
             }
             CommandKind::Rpc { method, data } => rpc(id, method, data),
-            CommandKind::Refresh { token } => self.refresh(id, &token, now),
-            CommandKind::SubRefresh { channel, token } => {
-                self.sub_refresh(id, &channel, &token, now)
-            }
+            CommandKind::Refresh { token } => self.refresh(id, token, now),
+            CommandKind::SubRefresh { channel, token } => self.sub_refresh(id, channel, token, now),
             // Nothing takes what is sent this way, as in Centrifugo without a handler.
             CommandKind::Send { .. } => Effect::Close(DisconnectCode::NOT_AVAILABLE),
             CommandKind::Connect(_) | CommandKind::Empty | CommandKind::Ping => {
@@ -220,178 +250,62 @@ impl Session {
         }
     }
 
-    fn connect(&mut self, id: u32, connect: &Connect, now: Now) -> Effect {
-        let client = &self.settings.client;
-        let claims = if connect.token.is_empty() {
-            let anonymous = client.insecure || client.allow_anonymous_connect_without_token;
-            if !anonymous {
-                return Effect::Close(DisconnectCode::BAD_REQUEST);
-            }
-            weir_authz::Claims::default()
-        } else {
-            let Some(verifier) = &self.verifier else {
-                tracing::info!("a token came, but client.token.hmac_secret_key is not set");
-                return Effect::Close(DisconnectCode::INVALID_TOKEN);
-            };
-            match verifier.connection(&connect.token, now.unix_s) {
-                Ok(claims)
-                    if claims.user.is_empty() && client.disallow_anonymous_connection_tokens =>
-                {
-                    tracing::info!("connect refused: the token has no user");
-                    return Effect::Close(DisconnectCode::PERMISSION_DENIED);
-                }
-                Ok(claims) => claims,
-                Err(error) => {
-                    tracing::info!(%error, "connect refused");
-                    let code = match error {
-                        TokenError::Expired => ErrorCode::TOKEN_EXPIRED,
-                        TokenError::ConnectionExpired => ErrorCode::EXPIRED,
-                        TokenError::Invalid(_) | TokenError::Mismatch(_) => {
-                            return Effect::Close(DisconnectCode::INVALID_TOKEN);
-                        }
-                    };
-                    self.phase = Phase::Unusable;
-                    return Effect::Reply(json::error(id, code));
-                }
-            }
-        };
-        let expires_at_s = if client.insecure {
-            None
-        } else {
-            claims.expires_at_s
-        };
-        let ttl_s = expires_at_s.map(|at| ttl(at, now.unix_s));
-        let ping = client.ping_interval;
-        let result = ConnectResult {
-            client: self.client.clone(),
-            version: version(),
-            ttl_s,
-            ping_s: u32::try_from(ping.as_secs()).unwrap_or(u32::MAX),
-        };
-        if !ping.is_zero() {
-            // The first at random between half and the whole, so that pings do not come in waves.
-            self.ping_due = Some(now.instant + ping / 2 + random_part(ping / 2));
-        }
-        self.phase = Phase::Connected(Connected {
-            grants: Grants::client(&claims.user, client.insecure),
-            info: claims.info,
-            expires: ttl_s.map(|ttl| now.instant + Duration::from_secs(u64::from(ttl))),
-            subscriptions: HashMap::new(),
-            expiring: HashMap::new(),
-        });
-        Effect::Connected(json::connect(id, &result))
-    }
-
-    fn refresh(&mut self, id: u32, token: &str, now: Now) -> Effect {
-        let (Some(verifier), Phase::Connected(connected)) = (&self.verifier, &mut self.phase)
-        else {
-            return Effect::Close(DisconnectCode::BAD_REQUEST);
-        };
-        if token.is_empty() {
-            return Effect::Close(DisconnectCode::BAD_REQUEST);
-        }
-        match verifier.connection(token, now.unix_s) {
-            Ok(claims) if claims.user == connected.grants.user() => {
-                let ttl_s = claims.expires_at_s.map(|at| ttl(at, now.unix_s));
-                connected.expires =
-                    ttl_s.map(|ttl| now.instant + Duration::from_secs(u64::from(ttl)));
-                connected.info = claims.info;
-                Effect::Reply(json::refresh(id, &self.client, &version(), ttl_s))
-            }
-            Ok(_) | Err(TokenError::Invalid(_) | TokenError::Mismatch(_)) => {
-                Effect::Close(DisconnectCode::INVALID_TOKEN)
-            }
-            Err(TokenError::Expired) => Effect::Close(DisconnectCode::EXPIRED),
-            Err(TokenError::ConnectionExpired) => {
-                Effect::Reply(json::error(id, ErrorCode::EXPIRED))
-            }
-        }
-    }
-
-    /// A new token for a subscription that expires. One that has expired ends it (2501), as the
-    /// client then subscribes again with a new one.
-    fn sub_refresh(&mut self, id: u32, channel: &str, token: &str, now: Now) -> Effect {
-        let room = match self.room(channel) {
-            Ok((room, _)) => room,
+    fn subscribe(&mut self, id: u32, subscribe: Subscribe, now: Now) -> Effect {
+        let room = match self.may_begin(id, &subscribe) {
+            Ok(room) => room,
             Err(refused) => return refused.effect(id),
         };
-        if !self.is_subscribed(&room) {
-            return Effect::Reply(json::error(id, ErrorCode::PERMISSION_DENIED));
-        }
-        let (Some(verifier), Phase::Connected(connected)) = (&self.verifier, &mut self.phase)
-        else {
-            return Effect::Reply(json::error(id, ErrorCode::NOT_AVAILABLE));
-        };
-        if token.is_empty() {
-            return Effect::Reply(json::error(id, ErrorCode::BAD_REQUEST));
-        }
-        let user = connected.grants.user();
-        match verifier.subscription(token, room.channel(), user, &self.client, now.unix_s) {
-            Ok(claims) => {
-                let ttl_s = claims.expires_at_s.map(|at| ttl(at, now.unix_s));
-                match ttl_s {
-                    Some(ttl) => {
-                        let expires = now.instant + Duration::from_secs(u64::from(ttl));
-                        connected.expiring.insert(room, expires);
-                    }
-                    None => {
-                        connected.expiring.remove(&room);
-                    }
-                }
-                Effect::Reply(json::sub_refresh(id, ttl_s))
-            }
-            Err(TokenError::Expired) => self.expire(&room),
-            Err(TokenError::ConnectionExpired) => {
-                Effect::Reply(json::error(id, ErrorCode::EXPIRED))
-            }
-            Err(TokenError::Invalid(_) | TokenError::Mismatch(_)) => {
-                Effect::Close(DisconnectCode::INVALID_TOKEN)
-            }
-        }
-    }
-
-    /// Ends a subscription whose time is over.
-    fn expire(&mut self, room: &RoomName) -> Effect {
+        let checked = self.check_subscribe(id, &room, &subscribe, now);
         let Phase::Connected(connected) = &mut self.phase else {
-            return Effect::None;
+            return Effect::Close(DisconnectCode::BAD_REQUEST);
         };
-        connected.expiring.remove(room);
-        match connected.subscriptions.remove(room) {
-            Some(Some(membership)) => {
-                let frame = json::unsubscribe_push(room.channel(), UnsubscribeCode::EXPIRED);
-                Effect::Leave(membership, frame)
-            }
-            // On its way: its reply will say that it failed.
-            Some(None) | None => Effect::None,
-        }
-    }
-
-    fn subscribe(&mut self, id: u32, subscribe: Subscribe, now: Now) -> Effect {
-        match self.check_subscribe(id, subscribe, now) {
+        // Held meanwhile, so that a second subscribe is refused.
+        match checked {
             Ok(join) => {
-                if let Phase::Connected(connected) = &mut self.phase {
-                    // Held for the join, so that a second subscribe is refused meanwhile.
-                    connected
-                        .subscriptions
-                        .insert(join.permit.room().clone(), None);
-                }
+                connected.subscriptions.insert(room, Place::Joining);
                 Effect::Join(join)
             }
-            Err(refused) => refused.effect(id),
+            Err(Refused::Wanted(wanted)) => {
+                connected.subscriptions.insert(room, Place::Waiting(id));
+                let kind = CommandKind::Subscribe(subscribe);
+                Effect::Fetch(wanted, Command { id, kind })
+            }
+            Err(refused) => {
+                connected.subscriptions.remove(&room);
+                refused.effect(id)
+            }
         }
     }
 
-    fn check_subscribe(&self, id: u32, subscribe: Subscribe, now: Now) -> Result<Join, Refused> {
+    /// Whether there is a place for a subscription. One that waited has it, unless it was given up.
+    fn may_begin(&self, id: u32, subscribe: &Subscribe) -> Result<RoomName, Refused> {
         let Phase::Connected(connected) = &self.phase else {
             return Err(Refused::bad());
         };
-        let (room, namespace) = self.room(&subscribe.channel)?;
-        if connected.subscriptions.contains_key(&room) {
-            return Err(Refused::Error(ErrorCode::ALREADY_SUBSCRIBED));
+        let (room, _) = self.room(&subscribe.channel)?;
+        match connected.subscriptions.get(&room) {
+            Some(Place::Waiting(of)) if self.has_waited && *of == id => Ok(room),
+            _ if self.has_waited => Err(Refused::Error(ErrorCode::INTERNAL)),
+            Some(_) => Err(Refused::Error(ErrorCode::ALREADY_SUBSCRIBED)),
+            None if connected.subscriptions.len() >= self.settings.client.channel_limit => {
+                Err(Refused::Error(ErrorCode::LIMIT_EXCEEDED))
+            }
+            None => Ok(room),
         }
-        if connected.subscriptions.len() >= self.settings.client.channel_limit {
-            return Err(Refused::Error(ErrorCode::LIMIT_EXCEEDED));
-        }
+    }
+
+    fn check_subscribe(
+        &self,
+        id: u32,
+        room: &RoomName,
+        subscribe: &Subscribe,
+        now: Now,
+    ) -> Result<Join, Refused> {
+        let Phase::Connected(connected) = &self.phase else {
+            return Err(Refused::bad());
+        };
+        let namespace = self.settings.namespace(room);
+        let namespace = namespace.ok_or(Refused::Error(ErrorCode::UNKNOWN_CHANNEL))?;
         if subscribe.kind != 0 {
             return Err(Refused::Error(ErrorCode::NOT_AVAILABLE));
         }
@@ -401,37 +315,32 @@ impl Session {
         if !matches!(subscribe.delta.as_str(), "" | "fossil") {
             return Err(Refused::Close(DisconnectCode::BAD_REQUEST));
         }
-        let mut ttl_s = None;
-        let permit = if subscribe.token.is_empty() {
-            connected
+        let rules = &namespace.rules;
+        let (permit, claims) = if subscribe.token.is_empty() {
+            let permit = connected
                 .grants
-                .check(Action::Subscribe, &room, &namespace.rules, false)?
+                .check(Action::Subscribe, room, rules, false)?;
+            (permit, None)
         } else {
-            let verifier = self.verifier.as_ref().ok_or(Denied)?;
-            let user = connected.grants.user();
-            let claims = verifier
-                .subscription(
-                    &subscribe.token,
-                    room.channel(),
-                    user,
-                    &self.client,
-                    now.unix_s,
-                )
-                .map_err(|error| match error {
-                    TokenError::Expired => Refused::Error(ErrorCode::TOKEN_EXPIRED),
-                    TokenError::ConnectionExpired => Refused::Error(ErrorCode::EXPIRED),
-                    TokenError::Invalid(_) => Refused::Error(ErrorCode::PERMISSION_DENIED),
-                    TokenError::Mismatch(_) => Refused::Close(DisconnectCode::INVALID_TOKEN),
-                })?;
-            ttl_s = claims.expires_at_s.map(|at| ttl(at, now.unix_s));
-            connected.grants.check_with_token(&room, &namespace.rules)?
+            let claims = self.subscription_claims(Some(room), &subscribe.token, now);
+            let claims = claims.map_err(|error| self.refused_subscribe(error))?;
+            let permit = connected.grants.check_with_token(&claims, room, rules)?;
+            (permit, Some(claims))
         };
+        let expires_at_s = claims.as_ref().and_then(|claims| claims.expires_at_s);
+        let ttl_s = expires_at_s.map(|at| ttl(at, now.unix_s));
+        let options = claims.map(|claims| claims.options).unwrap_or_default();
+        let overrides = options.overrides;
+        let force_recovery = overrides.force_recovery.unwrap_or(namespace.force_recovery);
+        let force_positioning = overrides
+            .force_positioning
+            .unwrap_or(namespace.force_positioning);
         let stored = namespace.stored;
-        let recoverable = stored
-            && (namespace.force_recovery || (namespace.allow_recovery && subscribe.recoverable));
+        let recoverable =
+            stored && (force_recovery || (namespace.allow_recovery && subscribe.recoverable));
         let positioned = stored
             && (recoverable
-                || namespace.force_positioning
+                || force_positioning
                 || (namespace.allow_positioning && subscribe.positioned));
         let since = (subscribe.recover && recoverable).then(|| Since {
             epoch: (!subscribe.epoch.is_empty()).then(|| subscribe.epoch.clone()),
@@ -445,7 +354,9 @@ impl Session {
             positioned,
             fail_unrecovered: subscribe.flag & FLAG_FAIL_UNRECOVERED != 0,
             ttl_s,
-            expires: ttl_s.map(|ttl| now.instant + Duration::from_secs(u64::from(ttl))),
+            expires: after(ttl_s, now),
+            info: options.info,
+            data: options.data,
         })
     }
 
@@ -496,13 +407,13 @@ impl Session {
             recovered: joined.recovered == Some(true),
             was_recovering: joined.recovered.is_some(),
             ttl_s: join.ttl_s,
+            data: join.data.clone(),
         };
         if let Some(expires) = join.expires {
             connected.expiring.insert(room.clone(), expires);
         }
-        connected
-            .subscriptions
-            .insert(room, Some(joined.membership));
+        let place = Place::Member(joined.membership, join.info.clone());
+        connected.subscriptions.insert(room, place);
         (
             Effect::Reply(json::subscribe(join.id, &result)),
             Some(joined.cursor),
@@ -512,7 +423,7 @@ impl Session {
     /// Lets pushes follow the reply of a join.
     pub(crate) fn release(&self, room: &RoomName, cursor: Seq) {
         if let Phase::Connected(connected) = &self.phase
-            && let Some(Some(membership)) = connected.subscriptions.get(room)
+            && let Some(Place::Member(membership, _)) = connected.subscriptions.get(room)
         {
             membership.release(cursor);
         }
@@ -526,14 +437,14 @@ impl Session {
         let Phase::Connected(connected) = &mut self.phase else {
             return Effect::None;
         };
-        let membership = RoomName::parse(channel).ok().and_then(|room| {
+        let place = RoomName::parse(channel).ok().and_then(|room| {
             connected.expiring.remove(&room);
             connected.subscriptions.remove(&room)
         });
-        match membership {
-            Some(Some(membership)) => Effect::Leave(membership, frame),
+        match place {
+            Some(Place::Member(membership, _)) => Effect::Leave(membership, frame),
             // Not subscribed: an empty result, no error.
-            Some(None) | None => Effect::Reply(frame),
+            Some(Place::Waiting(_) | Place::Joining) | None => Effect::Reply(frame),
         }
     }
 
@@ -544,8 +455,10 @@ impl Session {
         };
         // Without a membership the join is still on its way; its reply will say that it failed.
         connected.expiring.remove(room);
-        connected.subscriptions.remove(room)??;
-        Some(json::unsubscribe_push(room.channel(), code))
+        match connected.subscriptions.remove(room)? {
+            Place::Member(..) => Some(json::unsubscribe_push(room.channel(), code)),
+            Place::Waiting(_) | Place::Joining => None,
+        }
     }
 
     fn publish(&self, id: u32, channel: &str, data: Bytes) -> Effect {
@@ -555,13 +468,15 @@ impl Session {
                 return Err(Refused::bad());
             }
             check_format(namespace.data_format, &data).map_err(|_| Refused::bad())?;
-            Ok((permit, namespace.stored.then(|| namespace.log.clone())))
+            let log = namespace.stored.then(|| namespace.log.clone());
+            Ok((permit, log, self.info_in(&room)))
         });
         match checked {
-            Ok((permit, log)) => Effect::Publish {
+            Ok((permit, log, info)) => Effect::Publish {
                 id,
                 permit,
                 log,
+                info,
                 data,
             },
             Err(refused) => refused.effect(id),
@@ -604,11 +519,21 @@ impl Session {
     }
 
     fn is_subscribed(&self, room: &RoomName) -> bool {
+        self.member(room).is_some()
+    }
+
+    /// The public info that a token gave for a room.
+    fn info_in(&self, room: &RoomName) -> Option<String> {
+        self.member(room)?.clone()
+    }
+
+    fn member(&self, room: &RoomName) -> Option<&Option<String>> {
         match &self.phase {
-            Phase::Connected(connected) => {
-                matches!(connected.subscriptions.get(room), Some(Some(_)))
-            }
-            Phase::New | Phase::Unusable => false,
+            Phase::Connected(connected) => match connected.subscriptions.get(room) {
+                Some(Place::Member(_, info)) => Some(info),
+                Some(Place::Waiting(_) | Place::Joining) | None => None,
+            },
+            Phase::New | Phase::Unusable => None,
         }
     }
 
@@ -638,7 +563,7 @@ impl Session {
             Phase::Connected(connected) => {
                 let expires = connected.expires.map(|at| at + client.expired_close_delay);
                 let subscription = connected.expiring.values().min();
-                let subscription = subscription.map(|at| *at + client.expired_close_delay);
+                let subscription = subscription.map(|at| *at + client.expired_sub_close_delay);
                 let all = [self.ping_due, self.pong_due, expires, subscription];
                 let far = self.opened + Duration::from_secs(365 * 24 * 3_600);
                 all.into_iter().flatten().min().unwrap_or(far)
@@ -662,7 +587,7 @@ impl Session {
                 {
                     return Effect::Close(DisconnectCode::EXPIRED);
                 }
-                let delay = client.expired_close_delay;
+                let delay = client.expired_sub_close_delay;
                 let mut expiring = connected.expiring.iter();
                 if let Some((room, _)) = expiring.find(|(_, at)| now >= **at + delay) {
                     let room = room.clone();
@@ -702,6 +627,8 @@ fn rpc(id: u32, method: String, data: Bytes) -> Effect {
 enum Refused {
     Error(ErrorCode),
     Close(DisconnectCode),
+    /// Not yet: its key has to be fetched.
+    Wanted(Wanted),
 }
 
 impl Refused {
@@ -712,6 +639,8 @@ impl Refused {
     fn effect(self, id: u32) -> Effect {
         match self {
             Self::Error(code) => Effect::Reply(json::error(id, code)),
+            // Whoever can wait has taken it out before.
+            Self::Wanted(_) => Effect::Reply(json::error(id, ErrorCode::INTERNAL)),
             Self::Close(code) => Effect::Close(code),
         }
     }
@@ -726,6 +655,11 @@ impl From<Denied> for Refused {
 /// Seconds until a time, at least 1 and at most a year.
 fn ttl(at_s: i64, now_s: i64) -> u32 {
     u32::try_from((at_s - now_s).clamp(1, 365 * 24 * 3_600)).unwrap_or(1)
+}
+
+/// When that is.
+fn after(ttl_s: Option<u32>, now: Now) -> Option<Instant> {
+    ttl_s.map(|ttl| now.instant + Duration::from_secs(u64::from(ttl)))
 }
 
 fn version() -> String {

@@ -63,6 +63,8 @@ pub struct ClientSettings {
     pub stale_close_delay: Duration,
     /// For a refresh after the connection's expiry; then 3005.
     pub expired_close_delay: Duration,
+    /// For a refresh after a subscription's expiry; then it ends with 2501.
+    pub expired_sub_close_delay: Duration,
     /// Publications in one history answer.
     pub history_max_publication_limit: u32,
     /// Publications in one subscribe answer; what is missing follows as ordinary pushes.
@@ -137,7 +139,8 @@ pub struct Bounds {
     pub reply_max_bytes: u32,
     /// Commands in one inbound message.
     pub commands_per_frame_max: usize,
-    /// History and rpc commands of one connection that run at once; beyond it 111.
+    /// History and rpc commands of one connection that run at once, and those that wait for their
+    /// token's key; beyond it 111.
     pub slow_commands_max: usize,
     /// Bytes unsent in the kernel for one socket (`TCP_NOTSENT_LOWAT`).
     pub kernel_unsent_max_bytes: u32,
@@ -164,6 +167,7 @@ impl Default for ClientSettings {
             pong_timeout: Duration::from_secs(8),
             stale_close_delay: Duration::from_secs(10),
             expired_close_delay: Duration::from_secs(25),
+            expired_sub_close_delay: Duration::from_secs(25),
             history_max_publication_limit: 300,
             recovery_max_publication_limit: 300,
             command_rate: Rate {

@@ -15,7 +15,8 @@ pub mod header {
     pub const USER: &str = "Weir-User";
     /// The author's connection id; absent for a native client.
     pub const CLIENT: &str = "Weir-Client";
-    /// The author's public info (JSON), from the token.
+    /// The author's public info (JSON), from the token; behind a space that of this room, if a
+    /// subscription token gave one ([`super::join_info`](super::join_info)).
     pub const INFO: &str = "Weir-Info";
     /// Tags, a JSON object of strings.
     pub const TAGS: &str = "Weir-Tags";
@@ -79,7 +80,7 @@ pub struct Author {
     pub user: String,
     /// Connection id (a UUID); empty for a native client.
     pub client: String,
-    /// Public info, a JSON value, where the token has one.
+    /// Public info where a token has some: one JSON value, or two ([`join_info`]).
     pub info: Option<Bytes>,
     /// Through which door.
     pub door: Door,
@@ -195,6 +196,38 @@ impl Message {
             data,
         }
     }
+}
+
+/// The public info of a connection and of its subscription as one text: the first, or both with a
+/// space between them, as a JSON value never ends in one. Headers and rows hold it as it is.
+#[must_use]
+pub fn join_info(connection: Option<&str>, room: Option<&str>) -> Option<Bytes> {
+    match (connection, room) {
+        (connection, None) => connection.map(|info| Bytes::copy_from_slice(info.as_bytes())),
+        (connection, Some(room)) => {
+            let both = format!("{} {room}", connection.unwrap_or("null"));
+            Some(Bytes::from(both))
+        }
+    }
+}
+
+/// Undoes [`join_info`]: the info of the connection and of the room. What is no JSON is neither.
+#[must_use]
+pub fn split_info(info: &[u8]) -> (Option<&[u8]>, Option<&[u8]>) {
+    let mut values =
+        serde_json::Deserializer::from_slice(info).into_iter::<serde::de::IgnoredAny>();
+    let first = values.next();
+    let end = values.byte_offset();
+    let (Some(Ok(_)), Some((connection, rest))) = (first, info.split_at_checked(end)) else {
+        return (None, None);
+    };
+    let room = rest.trim_ascii();
+    if room.is_empty() {
+        return (Some(connection), None);
+    }
+    let is_one = serde_json::from_slice::<serde::de::IgnoredAny>(room).is_ok();
+    let connection = Some(connection).filter(|connection| connection.trim_ascii() != b"null");
+    (connection, is_one.then_some(room))
 }
 
 /// The headers with which an edge publishes into a log. Values never hold a line break: the user
@@ -317,6 +350,36 @@ mod tests {
         assert_eq!(delivery.previous, Seq::new(3));
         assert_eq!(delivery.message.time_ms % 1000, 678);
         assert_eq!(delivery.room.channel(), "chat:lobby");
+    }
+
+    #[test]
+    fn info_of_a_connection_and_of_a_room_are_one_text_and_two_again() {
+        let text =
+            |bytes: Option<&[u8]>| bytes.map(|bytes| String::from_utf8(bytes.to_vec()).unwrap());
+        let values = [
+            None,
+            Some("{\"a\":1}"),
+            Some("7"),
+            Some("\"x y\""),
+            Some("[1, 2]"),
+            Some("\"\""),
+        ];
+        for connection in values {
+            for room in values {
+                let joined = join_info(connection, room);
+                let found = joined.as_deref().map_or((None, None), split_info);
+                let found = (text(found.0), text(found.1));
+                assert_eq!(
+                    found,
+                    (connection.map(str::to_owned), room.map(str::to_owned))
+                );
+            }
+        }
+        for none in ["", " ", "{", "x", "1x"] {
+            assert_eq!(split_info(none.as_bytes()).1, None, "{none}");
+        }
+        assert_eq!(split_info(b"{\"a\":1} {"), (Some(&b"{\"a\":1}"[..]), None));
+        assert_eq!(split_info(b"1 2 3"), (Some(&b"1"[..]), None));
     }
 
     #[test]

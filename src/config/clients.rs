@@ -1,8 +1,8 @@
-//! Knows: the keys about clients and bots: sockets, tokens, the native door, rooms that are served. Never: what is stored.
+//! Knows: the keys about clients and bots: sockets, the native door, rooms that are served. Never: what is stored.
 
 use std::time::Duration;
 
-use super::Secret;
+use super::tokens::{SubscriptionToken, Token};
 
 /// `[websocket]`
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,12 +53,16 @@ pub struct Client {
     pub stale_close_delay: Duration,
     /// How long an expired connection has to refresh.
     pub expired_close_delay: Duration,
+    /// How long an expired subscription has to refresh.
+    pub expired_sub_close_delay: Duration,
     /// Publications of one history reply.
     pub history_max_publication_limit: u32,
     /// Publications of one recovery reply; a longer recovery goes on as pushes.
     pub recovery_max_publication_limit: u32,
     /// `[client.token]`
     pub token: Token,
+    /// `[client.subscription_token]`
+    pub subscription_token: SubscriptionToken,
 }
 
 impl Default for Client {
@@ -79,22 +83,13 @@ impl Default for Client {
             pong_timeout: Duration::from_secs(8),
             stale_close_delay: Duration::from_secs(10),
             expired_close_delay: Duration::from_secs(25),
+            expired_sub_close_delay: Duration::from_secs(25),
             history_max_publication_limit: 300,
             recovery_max_publication_limit: 300,
             token: Token::default(),
+            subscription_token: SubscriptionToken::default(),
         }
     }
-}
-
-/// `[client.token]`: how connection tokens are verified.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Token {
-    /// Key of HS256 tokens; empty refuses every token.
-    pub hmac_secret_key: Secret,
-    /// If not empty, what `aud` must hold.
-    pub audience: String,
-    /// If not empty, what `iss` must be.
-    pub issuer: String,
 }
 
 /// `[room]`: rooms that this process serves now.

@@ -9,7 +9,7 @@ use super::read::{Reader, Section};
 use super::{
     Archive, ArchiveKind, Channels, Client, Config, ConfigFile, DEMO, DataFormat, Door, History,
     HttpServer, Log, LogFormat, LogOptions, Namespace, Nats, NatsServer, NatsUser, Problem,
-    Publish, Room, Rpc, Secret, Shutdown, Sources, Storage, Token, WebSocket, rules,
+    Publish, Room, Rpc, Secret, Shutdown, Sources, Storage, WebSocket, rules, tokens,
 };
 
 /// Everything that is wrong with a configuration. Never empty.
@@ -204,6 +204,7 @@ fn read_client(s: &mut Section<'_>) -> Client {
         pong_timeout: s.duration("pong_timeout", d.pong_timeout),
         stale_close_delay: s.duration("stale_close_delay", d.stale_close_delay),
         expired_close_delay: s.duration("expired_close_delay", d.expired_close_delay),
+        expired_sub_close_delay: s.duration("expired_sub_close_delay", d.expired_sub_close_delay),
         history_max_publication_limit: s.int(
             "history_max_publication_limit",
             d.history_max_publication_limit,
@@ -214,15 +215,8 @@ fn read_client(s: &mut Section<'_>) -> Client {
             d.recovery_max_publication_limit,
             1..=10_000,
         ),
-        token: read_token(&mut s.section("token")),
-    }
-}
-
-fn read_token(s: &mut Section<'_>) -> Token {
-    Token {
-        hmac_secret_key: Secret::new(s.string("hmac_secret_key", "")),
-        audience: s.string("audience", ""),
-        issuer: s.string("issuer", ""),
+        token: tokens::read_token(&mut s.section("token")),
+        subscription_token: tokens::read_subscription_token(&mut s.section("subscription_token")),
     }
 }
 

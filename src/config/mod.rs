@@ -10,17 +10,19 @@ mod rooms;
 mod rules;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-pub use clients::{Client, Door, Room, Rpc, Token, WebSocket};
+pub use clients::{Client, Door, Room, Rpc, WebSocket};
 pub use load::{ConfigErrors, Loaded};
 pub use process::{HttpServer, Log, LogFormat, Nats, NatsServer, NatsUser, OPERATOR, Shutdown};
 pub use read::{Problem, Sources, parse_duration};
 pub use rooms::{
     Archive, ArchiveKind, Channels, DataFormat, History, LogOptions, Namespace, Publish, Storage,
 };
+pub use tokens::{Issuer, SubscriptionToken, Token};
 
 /// A secret: it prints as `***` and never reaches a log.
 #[derive(Clone, Default, PartialEq, Eq)]

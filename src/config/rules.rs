@@ -162,19 +162,13 @@ fn client(config: &Config, rules: &mut Rules<'_>, warnings: &mut Vec<String>) {
             "allow at least one second's commands at once",
         );
     }
-    let token = &client.token;
-    if !token.hmac_secret_key.is_empty() && token.hmac_secret_key.expose().len() < 32 {
-        warnings.push(
-            "client.token.hmac_secret_key: shorter than 32 bytes, so it can be guessed from a token"
-                .into(),
-        );
-    }
-    if token.hmac_secret_key.is_empty()
+    super::tokens::warn(client, warnings);
+    if client.token.all("").is_empty()
         && !client.allow_anonymous_connect_without_token
         && !client.insecure
     {
         warnings.push(
-            "no browser can connect: set client.token.hmac_secret_key, or \
+            "no browser can connect: set client.token.hmac_secret_key or another key, or \
              client.allow_anonymous_connect_without_token = true"
                 .into(),
         );

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use super::*;
 
+mod tokens;
+
 const SHIPPED: &str = include_str!("../../deploy/weir.toml");
 
 fn from(text: &str, env: &[(&str, &str)], sets: &[(&str, &str)]) -> Sources {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use weir_authz::{NamespaceRules, TokenSettings, Verifier};
+use weir_authz::NamespaceRules;
 use weir_edge::outbox::OutboxLimits;
 use weir_edge::rate::Rate;
 use weir_edge::room::RingLimits;
@@ -43,23 +43,6 @@ pub(super) fn oldest_ms(config: &Config) -> Option<OldestMs> {
         };
         Some(now_ms().saturating_sub(ttl_ms?))
     }))
-}
-
-pub(super) fn verifier(config: &Config) -> Option<Arc<Verifier>> {
-    let token = &config.client.token;
-    (!token.hmac_secret_key.is_empty()).then(|| Arc::new(Verifier::new(token_settings(config))))
-}
-
-/// How tokens are verified and minted.
-#[must_use]
-pub fn token_settings(config: &Config) -> TokenSettings {
-    let token = &config.client.token;
-    TokenSettings {
-        hmac_secret_key: token.hmac_secret_key.expose().to_owned(),
-        audience: token.audience.clone(),
-        issuer: token.issuer.clone(),
-        require_exp: true,
-    }
 }
 
 pub(crate) fn connect_config(config: &Config) -> ConnectConfig {
@@ -128,6 +111,7 @@ pub(super) fn edge_settings(config: &Config) -> EdgeSettings {
             pong_timeout: client.pong_timeout,
             stale_close_delay: client.stale_close_delay,
             expired_close_delay: client.expired_close_delay,
+            expired_sub_close_delay: client.expired_sub_close_delay,
             history_max_publication_limit: client.history_max_publication_limit,
             recovery_max_publication_limit: client.recovery_max_publication_limit,
             command_rate: Rate {

@@ -24,6 +24,9 @@ mod forged;
 mod frozen;
 mod harness;
 mod hostile;
+#[path = "../support/jwks.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
+mod jwks;
 mod kill_nine;
 mod limits;
 mod lost_ack;
@@ -32,4 +35,8 @@ mod proxy;
 mod put_back;
 mod rollback;
 mod slow_reader;
+#[path = "../support/token_cases.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
+mod token_cases;
+mod tokens;
 mod trimmed;

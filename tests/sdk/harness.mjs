@@ -188,6 +188,9 @@ replication_factor = 1
     await this.up();
   }
 
+  /** All that it logged so far. */
+  log() { return readFileSync(this.#log, "utf8"); }
+
   logTail() {
     try {
       const text = readFileSync(this.#log);

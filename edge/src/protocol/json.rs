@@ -182,11 +182,12 @@ mod tests {
             recovered: true,
             was_recovering: true,
             ttl_s: None,
+            data: Some("[1,\n2]".to_owned()),
         };
         assert_eq!(
             text(&subscribe(2, &result)),
             "{\"id\":2,\"subscribe\":{\"recoverable\":true,\"positioned\":true,\"epoch\":\"e\",\"offset\":9,\
-             \"publications\":[{\"data\":1}],\"recovered\":true,\"was_recovering\":true}}"
+             \"publications\":[{\"data\":1}],\"recovered\":true,\"was_recovering\":true,\"data\":[1,2]}}"
         );
         assert_eq!(
             text(&subscribe(2, &SubscribeResult::default())),

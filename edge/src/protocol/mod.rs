@@ -149,6 +149,8 @@ pub struct SubscribeResult {
     pub was_recovering: bool,
     /// Seconds until the subscription expires; `None` if it does not.
     pub ttl_s: Option<u32>,
+    /// For the client, JSON, from its token.
+    pub data: Option<String>,
 }
 
 /// `ConnectResult`.

@@ -1,7 +1,8 @@
 //! Knows: frames of a client and what the session makes of them, as a table; and its timers. Never:
 //! a socket, NATS, a real clock.
 
-use weir_authz::{NamespaceRules, TokenSettings};
+use weir_authz::NamespaceRules;
+use weir_authz::token::{Check, Issuer, Key, Keys, Mint, Signer};
 use weir_history::Window;
 
 use super::*;
@@ -9,24 +10,29 @@ use crate::hub::JoinError;
 use crate::rate::Rate;
 use crate::settings::{Bounds, ClientSettings, DataFormat, DoorSettings};
 
+mod tokens;
+
 const UNIX_S: i64 = 1_800_000_000;
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 const PING: Duration = Duration::from_secs(25);
 const PONG: Duration = Duration::from_secs(8);
 
-fn token_settings() -> TokenSettings {
-    TokenSettings {
-        hmac_secret_key: SECRET.into(),
-        audience: String::new(),
-        issuer: String::new(),
-        require_exp: true,
-    }
+fn verifier() -> Arc<Verifier> {
+    let keys = Keys::Fixed(vec![(Key::secret(SECRET).unwrap(), None)]);
+    let check = Check::default();
+    Arc::new(Verifier::new(vec![Issuer { check, keys }], None))
 }
 
 /// A token of `user`; `for_s` may be negative.
 fn token(secret: &str, user: &str, channel: Option<&str>, for_s: i64) -> String {
-    let exp = Some(UNIX_S + for_s);
-    weir_authz::token::mint(secret, user, channel, exp, &token_settings()).unwrap()
+    let mint = Mint {
+        user,
+        channel,
+        expires_at_s: Some(UNIX_S + for_s),
+        ..Mint::default()
+    };
+    mint.signed(&Signer::new("HS256", secret, None).unwrap())
+        .unwrap()
 }
 
 fn namespace(rules: NamespaceRules) -> Namespace {
@@ -109,12 +115,11 @@ struct Rig {
 impl Rig {
     fn new(settings: EdgeSettings) -> Self {
         let start = Instant::now();
-        let verifier = Some(Arc::new(Verifier::new(token_settings())));
         let now = Now {
             instant: start,
             unix_s: UNIX_S,
         };
-        let session = Session::new(Arc::new(settings), verifier, "c1".into(), start);
+        let session = Session::new(Arc::new(settings), verifier(), "c1".into(), start);
         Self {
             session,
             start,
@@ -160,6 +165,7 @@ fn text(effect: Effect) -> String {
             }
         }
         Effect::Connected(bytes) => format!("connected {}", frame(bytes)),
+        Effect::Fetch(_, command) => format!("fetch for {}", command.id),
         Effect::Join(join) => {
             let since = join.since.map(|since| (since.offset.get(), since.epoch));
             format!("join {} {since:?}", join.permit.room())
@@ -254,7 +260,7 @@ fn who_may_connect() {
         );
     }
     let mut without_key = Rig::new(settings());
-    without_key.session.verifier = None;
+    without_key.session.verifier = Arc::default();
     assert_eq!(without_key.say(&ann), "close 3500");
 }
 

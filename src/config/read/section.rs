@@ -145,6 +145,23 @@ impl Section<'_> {
         });
     }
 
+    /// A value that was read, perhaps from the file that `…_file` names, and does not do.
+    pub(crate) fn refuse(&mut self, name: &str, what: impl Into<String>, remedy: &str) {
+        let mut key = join(&self.key, name);
+        let in_file = format!("{key}_file");
+        if !self.reader.origins.contains_key(&key) && self.reader.origins.contains_key(&in_file) {
+            key = in_file;
+        }
+        let at = self.reader.origins.get(&key);
+        let at = at.unwrap_or(&self.reader.file_name).clone();
+        self.reader.problem(Problem {
+            at,
+            key,
+            what: what.into(),
+            remedy: remedy.to_owned(),
+        });
+    }
+
     pub(crate) fn bool(&mut self, name: &str, default: bool) -> bool {
         let Some(found) = self.take(name) else {
             return default;

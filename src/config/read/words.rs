@@ -77,7 +77,13 @@ pub(super) fn without_indexes(path: &str) -> String {
 
 /// `channel.namespaces.chat.history_size` → `channel.namespaces.history_size`, the form of a file's key.
 pub(super) fn without_names(key: &str) -> String {
-    for list in ["channel.namespaces.", "logs."] {
+    let lists = [
+        "channel.namespaces.",
+        "logs.",
+        "client.token.issuers.",
+        "client.subscription_token.issuers.",
+    ];
+    for list in lists {
         if let Some((_, option)) = key.strip_prefix(list).and_then(|rest| rest.split_once('.')) {
             return format!("{list}{option}");
         }
@@ -87,7 +93,7 @@ pub(super) fn without_names(key: &str) -> String {
 
 /// Options of Centrifugo that a reader of its manual may bring along.
 pub(super) fn is_later(path: &str) -> bool {
-    const LATER: [&str; 26] = [
+    const LATER: [&str; 19] = [
         "force_recovery_mode",
         "auto_cache_recover",
         "allowed_delta_types",
@@ -98,24 +104,17 @@ pub(super) fn is_later(path: &str) -> bool {
         "subscription_type",
         "user_id_http_header",
         "insecure_skip_token_signature_verify",
-        "expired_sub_close_delay",
         "presence_update_interval",
         "channel_position_check_delay",
         "channel_position_max_time_lag",
         "concurrency",
         "connect_include_server_time",
         "connect_code_to_unidirectional_disconnect",
-        "rsa_public_key",
-        "ecdsa_public_key",
-        "jwks_public_endpoint",
-        "hmac_previous_secret_key",
-        "hmac_previous_secret_key_valid_until",
         "audience_regex",
         "issuer_regex",
-        "user_id_claim",
         "compression",
     ];
-    const LATER_TABLES: [&str; 11] = [
+    const LATER_TABLES: [&str; 10] = [
         "admin.",
         "broker.",
         "engine.",
@@ -125,7 +124,6 @@ pub(super) fn is_later(path: &str) -> bool {
         "sse.",
         "http_stream.",
         "webtransport.",
-        "client.subscription_token.",
         "client.subscribe_to_user_personal_channel.",
     ];
     let option = path.rsplit('.').next().unwrap_or(path);

@@ -61,12 +61,14 @@ pub(crate) struct Publication {
 }
 
 /// Who published.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Info {
     #[serde(default)]
     pub(crate) user: String,
     #[serde(default)]
     pub(crate) client: String,
+    pub(crate) conn_info: Option<Value>,
+    pub(crate) chan_info: Option<Value>,
 }
 
 /// What the server sends without being asked.
@@ -98,6 +100,9 @@ pub(crate) struct Joined {
     pub(crate) recoverable: bool,
     pub(crate) positioned: bool,
     pub(crate) publications: Vec<Publication>,
+    pub(crate) expires: bool,
+    pub(crate) ttl: u32,
+    pub(crate) data: Value,
 }
 
 /// The answer to history.

@@ -26,6 +26,8 @@ pub(crate) struct Config {
     pub(crate) password: String,
     /// More lines under `[client]`.
     pub(crate) client: String,
+    /// The lines under `[client.token]`.
+    pub(crate) token: String,
     /// More lines of the log `rooms`.
     pub(crate) log: String,
     /// Where rooms are kept, and more lines under `[archive]`.
@@ -44,6 +46,7 @@ impl Config {
             nats_url: nats_url.to_owned(),
             password: "weir".to_owned(),
             client: String::new(),
+            token: format!("hmac_secret_key = \"{TOKEN_KEY}\""),
             log: String::new(),
             archive: ArchiveAt::chosen(),
             archive_more: String::new(),
@@ -59,6 +62,7 @@ impl Config {
             nats_url,
             password,
             client,
+            token,
             log,
             archive,
             archive_more,
@@ -95,7 +99,7 @@ allow_anonymous_connect_without_token = true
 {client}
 
 [client.token]
-hmac_secret_key = "{TOKEN_KEY}"
+{token}
 
 [[channel.namespaces]]
 name = "chat"

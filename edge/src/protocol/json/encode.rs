@@ -1,6 +1,7 @@
 //! Knows: replies and pushes as ready WebSocket frames. Never: commands, sockets.
 
 use bytes::Bytes;
+use weir_nats::message::split_info;
 use weir_nats::{Epoch, Message, Seq};
 
 use super::is_json;
@@ -96,9 +97,12 @@ fn write_publication(buffer: &mut Vec<u8>, message: &Message) {
         write_string(buffer, &author.user);
         buffer.extend_from_slice(b",\"client\":");
         write_string(buffer, &author.client);
-        if let Some(info) = author.info.as_ref().filter(|info| is_json(info)) {
-            buffer.extend_from_slice(b",\"conn_info\":");
-            write_json(buffer, info);
+        let info = author.info.as_deref().map_or((None, None), split_info);
+        for (name, info) in [(",\"conn_info\":", info.0), (",\"chan_info\":", info.1)] {
+            if let Some(info) = info.filter(|info| is_json(info)) {
+                buffer.extend_from_slice(name.as_bytes());
+                write_json(buffer, info);
+            }
         }
         buffer.push(b'}');
     }
@@ -261,6 +265,10 @@ pub fn subscribe(id: u32, result: &SubscribeResult) -> Bytes {
     }
     if result.was_recovering {
         field(&mut frame, "\"was_recovering\":true");
+    }
+    if let Some(data) = &result.data {
+        field(&mut frame, "\"data\":");
+        frame.json(data.as_bytes());
     }
     frame.raw("}}");
     frame.finish()

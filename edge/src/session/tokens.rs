@@ -1,0 +1,221 @@
+//! Knows: what tokens do to a session: connect, refresh, sub_refresh, expiry, and the code of each
+//! refusal. Never: how a token is verified, a socket, a clock.
+
+use std::collections::HashMap;
+
+use weir_authz::{Claims, Grants, SubscriptionClaims, TokenError};
+use weir_nats::RoomName;
+
+use super::{Connected, Effect, Now, Phase, Place, Refused, Session};
+use super::{after, random_part, ttl, version};
+use crate::protocol::code::{DisconnectCode, ErrorCode, UnsubscribeCode};
+use crate::protocol::{Command, CommandKind, Connect, ConnectResult, json};
+
+impl Session {
+    pub(super) fn connect(&mut self, id: u32, connect: Connect, now: Now) -> Effect {
+        let client = &self.settings.client;
+        let claims = if connect.token.is_empty() {
+            if !client.insecure && !client.allow_anonymous_connect_without_token {
+                return Effect::Close(DisconnectCode::BAD_REQUEST);
+            }
+            Claims::anonymous()
+        } else {
+            match self.verifier.connection(&connect.token, now.unix_s) {
+                Ok(claims)
+                    if claims.user.is_empty() && client.disallow_anonymous_connection_tokens =>
+                {
+                    tracing::info!("connect refused: the token has no user");
+                    return Effect::Close(DisconnectCode::PERMISSION_DENIED);
+                }
+                Ok(claims) => claims,
+                Err(error) => match self.refused(error, "connect") {
+                    Refused::Wanted(wanted) => {
+                        let kind = CommandKind::Connect(connect);
+                        return Effect::Fetch(wanted, Command { id, kind });
+                    }
+                    refused => {
+                        self.phase = Phase::Unusable;
+                        return refused.effect(id);
+                    }
+                },
+            }
+        };
+        let ttl_s = self.ttl_s(&claims, now);
+        let ping = self.settings.client.ping_interval;
+        let result = ConnectResult {
+            client: self.client.clone(),
+            version: version(),
+            ttl_s,
+            ping_s: u32::try_from(ping.as_secs()).unwrap_or(u32::MAX),
+        };
+        if !ping.is_zero() {
+            // The first at random between half and the whole, so that pings do not come in waves.
+            self.ping_due = Some(now.instant + ping / 2 + random_part(ping / 2));
+        }
+        self.phase = Phase::Connected(Connected {
+            grants: Grants::of(&claims, self.settings.client.insecure),
+            info: claims.info,
+            expires: after(ttl_s, now),
+            subscriptions: HashMap::new(),
+            expiring: HashMap::new(),
+        });
+        Effect::Connected(json::connect(id, &result))
+    }
+
+    /// A new token for a connection that expires.
+    pub(super) fn refresh(&mut self, id: u32, token: String, now: Now) -> Effect {
+        if token.is_empty() {
+            return Effect::Close(DisconnectCode::BAD_REQUEST);
+        }
+        match self.verifier.connection(&token, now.unix_s) {
+            Ok(claims) => {
+                let ttl_s = self.ttl_s(&claims, now);
+                match &mut self.phase {
+                    Phase::Connected(connected) if connected.grants.user() == claims.user => {
+                        connected.expires = after(ttl_s, now);
+                        connected.info = claims.info;
+                        Effect::Reply(json::refresh(id, &self.client, &version(), ttl_s))
+                    }
+                    _ => Effect::Close(DisconnectCode::INVALID_TOKEN),
+                }
+            }
+            // The client comes back, is told 109, and gets another.
+            Err(TokenError::Expired) => Effect::Close(DisconnectCode::EXPIRED),
+            Err(error) => match self.refused(error, "refresh") {
+                Refused::Wanted(wanted) => {
+                    let kind = CommandKind::Refresh { token };
+                    Effect::Fetch(wanted, Command { id, kind })
+                }
+                refused => refused.effect(id),
+            },
+        }
+    }
+
+    /// A new token for a subscription that expires. One that has expired ends it (2501), as the
+    /// client then subscribes again with a new one. The Python SDK names no channel: the token does.
+    pub(super) fn sub_refresh(
+        &mut self,
+        id: u32,
+        channel: String,
+        token: String,
+        now: Now,
+    ) -> Effect {
+        let mut room = None;
+        if !channel.is_empty() {
+            match self.room(&channel) {
+                Ok((found, _)) => room = Some(found),
+                Err(refused) => return refused.effect(id),
+            }
+        }
+        let is_member = |room: &RoomName| self.is_subscribed(room);
+        if room.as_ref().is_some_and(|room| !is_member(room)) {
+            return Effect::Reply(json::error(id, ErrorCode::PERMISSION_DENIED));
+        }
+        if token.is_empty() {
+            return Effect::Reply(json::error(id, ErrorCode::BAD_REQUEST));
+        }
+        let claims = match (self.subscription_claims(room.as_ref(), &token, now), &room) {
+            (Ok(claims), _) => claims,
+            (Err(TokenError::Expired), Some(room)) => return self.expire(room),
+            (Err(error), _) => {
+                return match self.refused(error, "sub_refresh") {
+                    Refused::Wanted(wanted) => {
+                        let kind = CommandKind::SubRefresh { channel, token };
+                        Effect::Fetch(wanted, Command { id, kind })
+                    }
+                    refused => refused.effect(id),
+                };
+            }
+        };
+        let room = match room.map_or_else(|| RoomName::parse(&claims.channel), Ok) {
+            Ok(room) if is_member(&room) => room,
+            Ok(_) => return Effect::Reply(json::error(id, ErrorCode::PERMISSION_DENIED)),
+            Err(_) => return Refused::bad().effect(id),
+        };
+        let Phase::Connected(connected) = &mut self.phase else {
+            return Effect::Close(DisconnectCode::BAD_REQUEST);
+        };
+        let ttl_s = claims.expires_at_s.map(|at| ttl(at, now.unix_s));
+        if let Some(Place::Member(_, info)) = connected.subscriptions.get_mut(&room) {
+            *info = claims.options.info;
+        }
+        match after(ttl_s, now) {
+            Some(expires) => {
+                connected.expiring.insert(room, expires);
+            }
+            None => {
+                connected.expiring.remove(&room);
+            }
+        }
+        Effect::Reply(json::sub_refresh(id, ttl_s))
+    }
+
+    /// Verifies a subscription token of this connection's.
+    pub(super) fn subscription_claims(
+        &self,
+        room: Option<&RoomName>,
+        token: &str,
+        now: Now,
+    ) -> Result<SubscriptionClaims, TokenError> {
+        let user = self.user().map(|(user, _)| user).unwrap_or_default();
+        let channel = room.map(RoomName::channel);
+        let found = self
+            .verifier
+            .subscription(token, channel, user, &self.client, now.unix_s);
+        match found {
+            Err(TokenError::Wanted(_)) if self.has_waited => Err(TokenError::Unavailable),
+            found => found,
+        }
+    }
+
+    /// Ends a subscription whose time is over.
+    pub(super) fn expire(&mut self, room: &RoomName) -> Effect {
+        let Phase::Connected(connected) = &mut self.phase else {
+            return Effect::None;
+        };
+        connected.expiring.remove(room);
+        match connected.subscriptions.remove(room) {
+            Some(Place::Member(membership, _)) => {
+                let frame = json::unsubscribe_push(room.channel(), UnsubscribeCode::EXPIRED);
+                Effect::Leave(membership, frame)
+            }
+            // On its way: its reply will say that it failed.
+            Some(Place::Waiting(_) | Place::Joining) | None => Effect::None,
+        }
+    }
+
+    /// Seconds until a connection expires. Where everything is allowed, it never does.
+    fn ttl_s(&self, claims: &Claims, now: Now) -> Option<u32> {
+        let at_s = claims
+            .expires_at_s
+            .filter(|_| !self.settings.client.insecure);
+        at_s.map(|at| ttl(at, now.unix_s))
+    }
+
+    /// What a connection is told of a token that was not accepted.
+    fn refused(&self, error: TokenError, command: &'static str) -> Refused {
+        let error = match error {
+            TokenError::Wanted(wanted) if !self.has_waited => return Refused::Wanted(wanted),
+            error => error,
+        };
+        tracing::info!(client = self.client, command, %error, "token refused");
+        match error {
+            TokenError::Expired => Refused::Error(ErrorCode::TOKEN_EXPIRED),
+            TokenError::ConnectionExpired => Refused::Error(ErrorCode::EXPIRED),
+            TokenError::Unavailable | TokenError::Wanted(_) => Refused::Error(ErrorCode::INTERNAL),
+            TokenError::Invalid(_) | TokenError::Mismatch(_) => {
+                Refused::Close(DisconnectCode::INVALID_TOKEN)
+            }
+        }
+    }
+
+    /// The same of a subscribe: a token that is no good costs the subscription, one for somebody else
+    /// the connection.
+    pub(super) fn refused_subscribe(&self, error: TokenError) -> Refused {
+        let is_no_good = matches!(error, TokenError::Invalid(_));
+        match self.refused(error, "subscribe") {
+            Refused::Close(_) if is_no_good => Refused::Error(ErrorCode::PERMISSION_DENIED),
+            refused => refused,
+        }
+    }
+}
