@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures a release build of Weir on this machine and prints one line a figure; docs/performance.md says what they mean.
-# Every load is bounded in number and time: about five minutes in all. BENCH_QUICK=1 is about one, to see that it works.
+# Every load is bounded in number and time: about ten minutes in all. BENCH_QUICK=1 is about one, to see that it works.
 # BENCH_ONLY="fanout publish idle storm tokens archive cassandra" picks some. Exits 1 when a load lost something or could not run.
 set -uo pipefail
 cd "$(dirname "$0")/.."

@@ -55,7 +55,7 @@ enum Command {
         /// The key's id in the issuer's set
         #[arg(long)]
         kid: Option<String>,
-        /// Which of [[client.token.issuers]], by name
+        /// Which issuer of client.token.issuers, by name
         #[arg(long)]
         issuer: Option<String>,
         /// Rights of its own, as JSON: [{"channels":["chat:a"],"allow":["sub","pub"]}]

@@ -4,6 +4,13 @@
 
 #[path = "process/archive.rs"]
 mod archive;
+#[path = "support/jwks.rs"]
+#[allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test uses its part, and fails by panicking"
+)]
+mod jwks;
 #[path = "support/cassandra.rs"]
 mod node;
 #[path = "process/permissions.rs"]
@@ -16,6 +23,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
+use jwks::{Answer, KeyServer};
 use weir::{Lines, Weir, free_port, is_alive, until};
 
 #[test]
@@ -400,6 +408,85 @@ fn tokens_are_minted_with_the_configured_key() {
         .unwrap();
     let claims: serde_json::Value = serde_json::from_slice(&claims).unwrap();
     assert_eq!(claims["sub"], "ann");
+}
+
+#[test]
+fn a_token_is_signed_by_a_key_in_a_file_and_by_no_other() {
+    let weir = Weir::new();
+    let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/authz/tests/keys");
+    let sets = [
+        format!("client.token.ecdsa_public_key_file={keys}/p256.pub.pem"),
+        "client.token.issuer=https://app.example".to_owned(),
+    ];
+    let token = |key: &str, more: &[&str]| {
+        let key = format!("{keys}/{key}");
+        let args = [&["--user", "ann", "--key", &key, "--algorithm"][..], more].concat();
+        weir.token(&sets, &args)
+    };
+    let (code, out) = token("p256.pem", &["ES256"]);
+    assert_eq!((code, out.split('.').count()), (Some(0), 3), "{out}");
+    let (code, out) = token("p256.pem", &["ES512"]);
+    assert_eq!(code, Some(64), "{out}");
+    assert!(
+        out.contains("\"ES512\" is no algorithm that is offered"),
+        "{out}"
+    );
+    let (code, out) = token("p384.pem", &["ES384"]);
+    assert_eq!(code, Some(64), "{out}");
+    assert!(out.contains("would refuse the token"), "{out}");
+    let (code, out) = token("nothing.pem", &["ES256"]);
+    assert_eq!(code, Some(64), "{out}");
+    assert!(out.contains("--key: it cannot be read"), "{out}");
+    let wrong = [format!(
+        "client.token.ecdsa_public_key_file={keys}/p521.pub.pem"
+    )];
+    let (code, out) = weir.check(&wrong);
+    assert_eq!(code, Some(64), "{out}");
+    assert!(
+        out.contains("--set: client.token.ecdsa_public_key_file: P-521 (ES512) is not offered"),
+        "{out}"
+    );
+}
+
+#[test]
+fn check_looks_at_every_key_and_asks_every_address() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let set = r#"{"keys":[
+        {"kty":"OKP","crv":"Ed25519","kid":"k1","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"},
+        {"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"},
+        {"kty":"EC","crv":"P-521","kid":"k2","x":"AA","y":"AA"}]}"#;
+    let server = runtime.block_on(KeyServer::start(Answer::Body(set.to_owned())));
+    let weir = Weir::new();
+    let address = [format!(
+        "client.token.jwks_public_endpoint={}",
+        server.url()
+    )];
+    let (_, out) = weir.check(&address);
+    assert!(out.contains("has k1 (EdDSA)"), "{out}");
+    assert!(
+        out.contains("a key without a kid, which no token can name, and it is not used"),
+        "{out}"
+    );
+    assert!(out.contains("P-521 (ES512) is not offered"), "{out}");
+    server.now(Answer::Status(
+        302,
+        "Location: http://127.0.0.1:1/\r\n".to_owned(),
+    ));
+    let (code, out) = weir.check(&address);
+    assert_eq!(code, Some(1), "{out}");
+    let told = format!(
+        "WRONG    tokens: client.token.jwks_public_endpoint: {}: it answers 302",
+        server.url()
+    );
+    assert!(out.contains(&told), "{out}");
+    assert!(out.contains("redirects are not followed"), "{out}");
+    let secret = ["client.token.hmac_secret_key=0123456789abcdef0123456789abcdef".to_owned()];
+    let (_, out) = weir.check(&secret);
+    assert!(
+        out.contains("client.token takes HS256, HS384, HS512"),
+        "{out}"
+    );
+    assert!(!out.contains("0123456789abcdef"), "{out}");
 }
 
 #[test]

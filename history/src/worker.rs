@@ -180,7 +180,12 @@ impl Worker {
                     return Ok(Step::Ended);
                 }
                 if !is_compared && self.archive.is_connected() {
-                    self.compare(&generation).await?;
+                    // Another worker may have had it since this process wrote into it last.
+                    self.archive.take_over(&generation.stream);
+                    // One that has ended may well lack what the archive knows of it.
+                    if self.is_current(&slot, &generation) {
+                        self.compare(&generation).await?;
+                    }
                     is_compared = true;
                 }
                 self.step(&slot, &generation, &gate, (&followed, &mut gaps))
@@ -238,7 +243,14 @@ impl Worker {
         gaps.refresh(self.orders.version(), has_ended);
         let held = self.archive.held().borrow().get(stream).cloned();
         let held = held.unwrap_or_default();
-        let before = self.replay.state(stream).await.map_err(|e| text(&e))?;
+        let before = match self.replay.state(stream).await {
+            Ok(before) => before,
+            // Somebody deleted it, and nothing more can come.
+            Err(ReplayError::NoStream(_)) if has_ended => {
+                return self.drained(slot, generation).await;
+            }
+            Err(error) => return Err(text(&error)),
+        };
         let next = gaps.next(generation, &before, &held);
         let left = next.map_or(0, |next| next.left);
         if !self.archive.is_connected() {
@@ -308,8 +320,6 @@ impl Worker {
     async fn compare(&self, generation: &Generation) -> Result<(), String> {
         let stream = &generation.stream;
         let text = |error: &dyn std::fmt::Display| error.to_string();
-        // Another worker may have had the stream since this process wrote into it last.
-        self.archive.take_over(stream);
         let all = self.archive.known().await.map_err(|e| text(&e))?;
         let Some((_, known)) = all.into_iter().find(|(name, _)| name == stream) else {
             return Ok(());

@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_nats::jetstream::Context;
+use async_nats::jetstream::context::DeleteStreamErrorKind;
+use async_nats::jetstream::{Context, ErrorCode};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -276,7 +277,9 @@ impl Guard {
         inner.record.set_placement(log, &record, revision).await?;
         inner.placements.set(&log.name, &record);
         inner.record.forget_known(stream).await?;
-        if let Err(error) = inner.js.delete_stream(stream).await {
+        if let Err(error) = inner.js.delete_stream(stream).await
+            && !matches!(error.kind(), DeleteStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
+        {
             tracing::warn!(stream, %error, "old generation not deleted; delete it by hand");
         }
         Ok(true)

@@ -16,7 +16,7 @@ pub mod header {
     /// The author's connection id; absent for a native client.
     pub const CLIENT: &str = "Weir-Client";
     /// The author's public info (JSON), from the token; behind a space that of this room, if a
-    /// subscription token gave one ([`super::join_info`](super::join_info)).
+    /// subscription token gave one ([`super::join_info`]).
     pub const INFO: &str = "Weir-Info";
     /// Tags, a JSON object of strings.
     pub const TAGS: &str = "Weir-Tags";

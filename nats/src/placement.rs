@@ -24,6 +24,20 @@ pub struct Generation {
     pub from: Seq,
 }
 
+/// Lives of a slot that are remembered after they ended: one an incident.
+pub(crate) const ENDED_MAX: usize = 1_000;
+
+/// A life that is over. Its stream goes once it is archived, and this stays, so that an archive that
+/// lost it since is noticed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// The stream, its epoch and where it began.
+    #[serde(flatten)]
+    pub generation: Generation,
+    /// The highest sequence that it is known to have given.
+    pub to: Seq,
+}
+
 /// Where one room is kept.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -37,6 +51,8 @@ pub struct Place {
     pub stored_subject: String,
     /// Oldest first; the last is the current one; never empty.
     pub generations: Arc<[Generation]>,
+    /// Those that ended, oldest first; some of them may still be among the generations.
+    pub ended: Arc<[Ended]>,
 }
 
 impl Place {
@@ -72,6 +88,9 @@ pub struct PlacementRecord {
 pub struct SlotRecord {
     /// Oldest first; the last is the current one.
     pub generations: Vec<Generation>,
+    /// Those that ended, oldest first, also when their streams are gone; the newest 1,000.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ended: Vec<Ended>,
     /// A change of generation that is not finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incident: Option<Incident>,
@@ -93,7 +112,14 @@ pub struct Placements {
     version: Arc<watch::Sender<u64>>,
 }
 
-type Logs = HashMap<String, Vec<Arc<[Generation]>>>;
+type Logs = HashMap<String, Vec<Lives>>;
+
+/// The lives of one slot.
+#[derive(Clone, Debug)]
+struct Lives {
+    generations: Arc<[Generation]>,
+    ended: Arc<[Ended]>,
+}
 
 impl Default for Placements {
     fn default() -> Self {
@@ -113,13 +139,14 @@ impl Placements {
         let stored_subject = room.stored_subject(log);
         let partition = room.partition();
         let slot = slot_of(log, partition, u16::try_from(slots.len()).ok()?);
-        let generations = Arc::clone(slots.get(usize::from(slot))?);
+        let lives = slots.get(usize::from(slot))?.clone();
         Some(Place {
             log: log.to_owned(),
             slot,
             partition,
             stored_subject,
-            generations,
+            generations: lives.generations,
+            ended: lives.ended,
         })
     }
 
@@ -127,7 +154,7 @@ impl Placements {
     #[must_use]
     pub fn slot(&self, log: &str, index: u16) -> Option<Slot> {
         let logs = self.logs.load();
-        let generations = Arc::clone(logs.get(log)?.get(usize::from(index))?);
+        let generations = Arc::clone(&logs.get(log)?.get(usize::from(index))?.generations);
         Some(Slot {
             log: log.to_owned(),
             index,
@@ -142,10 +169,10 @@ impl Placements {
         let mut slots: Vec<Slot> = logs
             .iter()
             .flat_map(|(log, slots)| {
-                slots.iter().zip(0..).map(|(generations, index)| Slot {
+                slots.iter().zip(0..).map(|(lives, index)| Slot {
                     log: log.clone(),
                     index,
-                    generations: Arc::clone(generations),
+                    generations: Arc::clone(&lives.generations),
                 })
             })
             .collect();
@@ -161,11 +188,11 @@ impl Placements {
 
     /// Sets a log's placements and announces it.
     pub fn set(&self, log: &str, record: &PlacementRecord) {
-        let slots: Vec<Arc<[Generation]>> = record
-            .slots
-            .iter()
-            .map(|slot| Arc::from(slot.generations.as_slice()))
-            .collect();
+        let lives = |slot: &SlotRecord| Lives {
+            generations: Arc::from(slot.generations.as_slice()),
+            ended: Arc::from(slot.ended.as_slice()),
+        };
+        let slots: Vec<Lives> = record.slots.iter().map(lives).collect();
         self.logs.rcu(|logs| {
             let mut logs: Logs = logs.as_ref().clone();
             logs.insert(log.to_owned(), slots.clone());
@@ -192,13 +219,27 @@ mod tests {
             from: Seq::new(1),
         };
         let slot = SlotRecord {
-            generations: vec![generation],
+            generations: vec![generation.clone()],
+            ended: vec![Ended {
+                generation,
+                to: Seq::new(7),
+            }],
             incident: None,
         };
+        let json = serde_json::to_string(&slot).unwrap();
+        assert!(json.contains(r#""ended":[{"stream":"ROOMS_0","epoch":"e","from":1,"to":7}]"#));
+        assert_eq!(serde_json::from_str::<SlotRecord>(&json).unwrap(), slot);
+        // As an earlier version wrote it.
+        let before = r#"{"generations":[]}"#;
+        assert_eq!(
+            serde_json::from_str::<SlotRecord>(before).unwrap(),
+            SlotRecord::default()
+        );
         placements.set("rooms", &PlacementRecord { slots: vec![slot] });
         assert!(changes.has_changed().unwrap());
         let place = placements.place("rooms", &room).unwrap();
         assert_eq!(place.current().stream, "ROOMS_0");
+        assert_eq!(place.ended[0].to, Seq::new(7));
         assert_eq!(place.stored_subject, "log.rooms.20.chat.lobby");
     }
 }

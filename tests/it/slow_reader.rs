@@ -8,7 +8,7 @@ use crate::harness::rig::Rig;
 use crate::harness::{either, heavy, until};
 
 /// Stopped readers of a run: the cost of one is their cost divided by this.
-const STOPPED: u64 = 16;
+const STOPPED: u64 = 40;
 const MEGABYTE: u64 = 1 << 20;
 const MESSAGE_BYTES: u64 = 16 << 10;
 const ROOM: &str = "chat:r0";
@@ -164,17 +164,21 @@ async fn a_short_stop_keeps_the_socket_and_a_long_one_ends_in_no_pong() {
     // How long the short one stops is the test's subject, so it is a time and no condition.
     let stop_for = either(Duration::from_millis(1_500), Duration::from_secs(5));
 
-    // What the same traffic costs with one stopped reader. Twice: the first fills the allocator's
-    // pools; the cache of pages, which all readers share, grows by each alike.
+    // What the same traffic costs with one stopped reader. The first round fills the allocator's pools and
+    // the cache of pages, which all readers share. The others differ by what the worker that fills
+    // the archive has in its hands, so the larger counts, and so many stop below that this is little each.
     let mut one = 0;
-    for round in 0..2 {
+    for round in 0..3 {
         let mut steady = Narrow::join(&rig, "steady").await;
         steady.next = traffic.sent;
         let start = rig.weir.memory_bytes();
         let mut most = start;
         stop_briefly(&rig, &mut traffic, bytes, &mut steady, stop_for, &mut most).await;
-        one = most - start;
-        figure!("round {round}: one stopped reader: {one} bytes more than {start}");
+        let more = most - start;
+        figure!("round {round}: one stopped reader: {more} bytes more than {start}");
+        if round > 0 {
+            one = more.max(one);
+        }
     }
 
     let first = traffic.sent;

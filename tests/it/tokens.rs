@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use futures_util::future::join_all;
 use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::figures::figure;
 use crate::harness::client::{Client, Failure};
@@ -67,6 +68,8 @@ async fn every_token_of_the_table_at_a_socket() {
         let audience = format!("audience = \"{C_AUDIENCE}\"");
         config.token = own_keys();
         config.more = issuer("b", B, &server_b, "") + &issuer("c", C, &server_c, &audience);
+        // As much as it can say, so that nothing hides behind the level.
+        config.more += "\n[log]\nlevel = \"debug,weir=trace,weir_edge=trace,weir_authz=trace,weir_nats=trace\"\n";
     })
     .await;
     let address = rig.weir.address();
@@ -125,6 +128,19 @@ async fn every_token_of_the_table_at_a_socket() {
         0,
         "an address that a token named was asked"
     );
+    // Where it does not belong, it is still a token.
+    let token = &cases[0].token;
+    for frame in [
+        format!("{{\"id\":1,\"connect\":\"{token}\"}}"),
+        format!("{{\"id\":\"{token}\",\"connect\":{{}}}}"),
+        format!("{{\"id\":1,\"connect\":{{\"token\":{{\"{token}\":1}}}}}}"),
+        format!("{{\"id\":1,\"connect\":{{\"token\":\"{token}\"}}"),
+        token.clone(),
+    ] {
+        let mut client = Client::open(&address).await.unwrap();
+        client.raw(Message::text(frame)).await.unwrap();
+        assert_eq!(client.until_closed(WITHIN).await.code(), 3501);
+    }
     let log = rig.weir.log();
     assert!(
         log.contains("token refused"),

@@ -293,6 +293,21 @@ async fn the_keys_that_are_here_outlive_an_outage() {
 }
 
 #[tokio::test]
+async fn keys_that_were_not_seen_for_an_hour_are_no_longer_good() {
+    let rig = Rig::start(Answer::Body(set(&["old"]))).await;
+    assert!(rig.check(&token("old")).await.is_ok());
+    rig.server.now(Answer::Hangup);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(3_500)).await;
+    assert!(rig.verifier.connection(&token("old"), NOW).is_ok());
+    tokio::time::advance(Duration::from_secs(200)).await;
+    let found = rig.verifier.connection(&token("old"), NOW);
+    let is_gone = matches!(found, Err(TokenError::Wanted(_) | TokenError::Unavailable));
+    assert!(is_gone, "{found:?}");
+    tokio::time::resume();
+}
+
+#[tokio::test]
 async fn the_same_kid_of_another_key_is_the_new_key() {
     let rig = Rig::start(Answer::Body(set(&["k"]))).await;
     assert!(rig.check(&token("k")).await.is_ok());

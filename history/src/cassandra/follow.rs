@@ -10,7 +10,7 @@ use weir_nats::Seq;
 
 use super::driver::Driver;
 use super::statements::Statements;
-use super::streams::read_held;
+use super::streams::{read_held, read_held_of};
 use super::write::Writer;
 use super::{Cassandra, Link, lock, new_id, schema};
 use crate::archive::{ArchiveError, HeldByStream};
@@ -21,6 +21,8 @@ const CONNECT_RETRY: Duration = Duration::from_secs(1);
 const POLL_EVERY: Duration = Duration::from_secs(1);
 /// Between questions who the keyspace is while it holds what it held.
 const IDENTIFY_EVERY: Duration = Duration::from_secs(5);
+/// Between looks for logs that another process has begun.
+const SCAN_EVERY: Duration = Duration::from_secs(5);
 /// Between warnings that it still is not there, or does not answer.
 const WARN_EVERY: Duration = Duration::from_secs(30);
 
@@ -36,7 +38,7 @@ impl Cassandra {
             bucket_width: meta.bucket_width,
             meta: Mutex::new(meta),
         });
-        let held = read_held(&link).await?;
+        let held = self.scan_held(&link).await?;
         Box::pin(self.refresh_erasures(&link)).await?;
         self.held.send_replace(held);
         self.link.send_replace(Some(Arc::clone(&link)));
@@ -45,11 +47,56 @@ impl Cassandra {
         Ok(link)
     }
 
-    /// Reads again what the keyspace holds. If it is another one than before, or holds less (it was
-    /// emptied or restored), then what this process remembers of it is forgotten.
+    /// Reads all ranges, and from them of which logs there are any.
+    async fn scan_held(&self, link: &Link) -> Result<HeldByStream, ArchiveError> {
+        *lock(&self.scanned) = Instant::now();
+        let (held, logs) = read_held(link).await?;
+        // One that a claim of this process has just begun may not be among them.
+        lock(&self.logs).extend(logs);
+        Ok(held)
+    }
+
+    /// Reads the ranges of the logs that are known to have any. Of others now and then, if they can be
+    /// had: a scan waits for a node that stands still, and the rest must not.
+    async fn look_held(&self, link: &Link) -> Result<HeldByStream, ArchiveError> {
+        let logs = lock(&self.logs).clone();
+        if logs.is_empty() {
+            return self.scan_held(link).await;
+        }
+        let held = read_held_of(link, &logs).await?;
+        if lock(&self.scanned).elapsed() < SCAN_EVERY {
+            return Ok(held);
+        }
+        match self.scan_held(link).await {
+            Ok(held) => Ok(held),
+            Err(error) => {
+                tracing::debug!(%error, "whether there are other logs is asked again");
+                Ok(held)
+            }
+        }
+    }
+
+    /// Reads again what the keyspace holds, and the orders of erasure. If it is another one than before, or
+    /// holds less (it was emptied or restored), then what this process remembers of it is forgotten.
     pub(super) async fn refresh(&self, link: &Link) -> Result<(), ArchiveError> {
+        let looked = self.refresh_held(link).await;
+        // Only what it holds says whether it may be read from.
+        match &looked {
+            Ok(()) => {
+                self.missed_looks.store(0, Ordering::Release);
+                *lock(&self.last_answer) = Some(Instant::now());
+            }
+            Err(_) => {
+                self.missed_looks.fetch_add(1, Ordering::AcqRel);
+            }
+        }
+        looked?;
+        Box::pin(self.refresh_erasures(link)).await
+    }
+
+    async fn refresh_held(&self, link: &Link) -> Result<(), ArchiveError> {
         let version = self.held_version.load(Ordering::Acquire);
-        let mut there = read_held(link).await;
+        let mut there = self.look_held(link).await;
         // An emptied keyspace holds less, and a dropped one has no tables: asked who it is then, and now and again.
         let is_suspect = match &there {
             Ok(there) => {
@@ -64,11 +111,10 @@ impl Cassandra {
             is_other = self.identify(link).await?;
             if is_other || there.is_err() {
                 // Ranges are claimed for an identity.
-                there = read_held(link).await;
+                there = self.scan_held(link).await;
             }
         }
         let there = there?;
-        Box::pin(self.refresh_erasures(link)).await?;
         // A write of this process may have come between; the next look sees both.
         if self.held_version.load(Ordering::Acquire) != version && !is_other {
             return Ok(());
@@ -148,13 +194,9 @@ pub(super) async fn follow(
             }
             Ok(link) => (POLL_EVERY, cassandra.refresh(&link).await),
         };
-        if looked.is_err() {
-            cassandra.missed_looks.fetch_add(1, Ordering::AcqRel);
-        }
         match looked {
             Ok(()) => {
                 *lock(&cassandra.last_answer) = Some(Instant::now());
-                cassandra.missed_looks.store(0, Ordering::Release);
                 warned = None;
             }
             Err(error) if warned.is_some_and(|at| at.elapsed() < WARN_EVERY) => {

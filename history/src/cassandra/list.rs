@@ -62,7 +62,7 @@ impl Cassandra {
     /// # Errors
     /// When it cannot be read.
     pub async fn held_now(&self) -> Result<HeldByStream, ArchiveError> {
-        self.reading(|link| async move { read_held(&link).await })
+        self.reading(|link| async move { Ok(read_held(&link).await?.0) })
             .await
     }
 

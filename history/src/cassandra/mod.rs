@@ -19,6 +19,7 @@ mod statements;
 mod streams;
 mod write;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -67,6 +68,10 @@ pub struct Cassandra {
     erasures: Mutex<Arc<Matcher>>,
     /// When the keyspace said last who it is.
     identified: Mutex<Instant>,
+    /// Logs that it holds ranges of; those of the configurations that use it, so they are few.
+    logs: Mutex<BTreeSet<String>>,
+    /// When they were looked for last.
+    scanned: Mutex<Instant>,
     /// Reads fail at once until then.
     resting_until: Mutex<Option<Instant>>,
     /// Looks in a row that found no answer.
@@ -103,6 +108,8 @@ impl Cassandra {
             pages_read: AtomicU64::new(0),
             erasures: Mutex::default(),
             identified: Mutex::new(Instant::now()),
+            logs: Mutex::default(),
+            scanned: Mutex::new(Instant::now()),
             resting_until: Mutex::new(None),
             missed_looks: AtomicU32::new(0),
             put_backs: AtomicU64::new(0),

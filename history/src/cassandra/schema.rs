@@ -143,9 +143,11 @@ pub(super) async fn read_identity(
     driver: &Driver,
     keyspace: &str,
 ) -> Result<Option<Meta>, ArchiveError> {
-    let rows: Vec<(String, String)> = driver
-        .ask(&format!("SELECT key, value FROM {keyspace}.meta"), ())
-        .await?;
+    // By key: a scan of the table would wait for a node that stands still.
+    let select = format!(
+        "SELECT key, value FROM {keyspace}.meta WHERE key IN ('id', 'version', 'bucket_width')"
+    );
+    let rows: Vec<(String, String)> = driver.ask(&select, ()).await?;
     let value = |name: &str| {
         let row = rows.iter().find(|(key, _)| key == name);
         row.map(|(_, value)| value.as_str())

@@ -34,14 +34,17 @@ statements! {
         VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?",
     /// All streams.
     select_streams: "SELECT log, stream, slot, epoch, from_seq, created, seq, msg_id, time_ms FROM {}.streams",
-    /// log: its streams.
+    /// log, limit: its streams.
     select_streams_of: "SELECT log, stream, slot, epoch, from_seq, created, seq, msg_id, time_ms FROM {}.streams
-        WHERE log = ?",
+        WHERE log = ? LIMIT ?",
     /// log, archive, stream, from, to, timestamp: `to`.
     insert_held: "INSERT INTO {}.held (log, archive, stream, from_seq, to_seq)
         VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?",
     /// All ranges.
-    select_held: "SELECT archive, stream, from_seq, to_seq FROM {}.held",
+    select_held: "SELECT log, archive, stream, from_seq, to_seq FROM {}.held",
+    /// log, archive, limit: the ranges of its streams.
+    select_held_of: "SELECT log, archive, stream, from_seq, to_seq FROM {}.held
+        WHERE log = ? AND archive = ? LIMIT ?",
     /// log, archive, stream, from: one range's end.
     select_held_end: "SELECT to_seq FROM {}.held WHERE log = ? AND archive = ? AND stream = ? AND from_seq = ?",
     /// log, stream, up to, timestamp: `up to`.

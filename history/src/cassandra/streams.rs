@@ -1,6 +1,6 @@
 //! Knows: which streams a keyspace knows, and which of their ranges it holds. Never: rows.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use weir_nats::guard::Known;
 use weir_nats::{Epoch, Seq};
@@ -11,8 +11,12 @@ use crate::held::Held;
 
 /// Streams that a keyspace is read to have: generations of all slots of all logs.
 const STREAMS_MAX: usize = 100_000;
+/// Streams of one log that are read at a time; should it have more, all of them are scanned.
+const LOG_STREAMS_MAX: usize = 10_000;
 /// Ranges that it is read to hold.
 const RANGES_MAX: usize = 1_000_000;
+/// Ranges of one log that are read at a time; should it hold more, all of them are scanned.
+const LOG_RANGES_MAX: usize = 10_000;
 
 /// Log, stream, slot, epoch, from, created; then the highest message known: sequence, id, time (ms).
 type StreamRow = (
@@ -26,8 +30,8 @@ type StreamRow = (
     Option<String>,
     Option<i64>,
 );
-/// Archive, stream, from, to.
-type HeldRow = (String, String, i64, i64);
+/// Log, archive, stream, from, to.
+type HeldRow = (String, String, String, i64, i64);
 
 /// A stream as the keyspace knows it.
 pub(super) struct KnownStream {
@@ -46,14 +50,21 @@ pub(super) async fn read_streams(link: &Link) -> Result<Vec<KnownStream>, Archiv
     Ok(rows.into_iter().filter_map(known_stream).collect())
 }
 
-/// The streams of one log: one partition.
+/// The streams of one log. It is one partition, so it is answered as long as a quorum of its
+/// replicas lives, which a scan of all partitions is not: that waits for a node that stands still.
 pub(super) async fn read_streams_of(
     link: &Link,
     log: &str,
 ) -> Result<Vec<KnownStream>, ArchiveError> {
     let select = &link.statements.select_streams_of;
-    let rows = link.driver.scan(select, (log,), STREAMS_MAX).await?;
-    Ok(rows.into_iter().filter_map(known_stream).collect())
+    let limit = i32::try_from(LOG_STREAMS_MAX).unwrap_or(i32::MAX);
+    let rows: Vec<StreamRow> = link.driver.read(select, (log, limit)).await?;
+    if rows.len() < LOG_STREAMS_MAX {
+        return Ok(rows.into_iter().filter_map(known_stream).collect());
+    }
+    let mut streams = read_streams(link).await?;
+    streams.retain(|stream| stream.log == log);
+    Ok(streams)
 }
 
 /// `None`: a row whose first half is not there yet is of another process, this very moment.
@@ -74,12 +85,39 @@ fn known_stream(row: StreamRow) -> Option<KnownStream> {
     })
 }
 
-pub(super) async fn read_held(link: &Link) -> Result<HeldByStream, ArchiveError> {
+/// What all streams hold, and of which logs they are.
+pub(super) async fn read_held(
+    link: &Link,
+) -> Result<(HeldByStream, BTreeSet<String>), ArchiveError> {
     let select = &link.statements.select_held;
     let rows: Vec<HeldRow> = link.driver.scan(select, (), RANGES_MAX).await?;
+    let logs = rows.iter().map(|(log, ..)| log.clone()).collect();
+    Ok((held_by_stream(link, rows), logs))
+}
+
+/// What streams of these logs hold: a partition for each log, as with [`read_streams_of`].
+pub(super) async fn read_held_of(
+    link: &Link,
+    logs: &BTreeSet<String>,
+) -> Result<HeldByStream, ArchiveError> {
+    let select = &link.statements.select_held_of;
+    let own = lock(&link.meta).id.clone();
+    let mut all = Vec::new();
+    for log in logs {
+        let limit = i32::try_from(LOG_RANGES_MAX).unwrap_or(i32::MAX);
+        let rows: Vec<HeldRow> = link.driver.read(select, (log, &own, limit)).await?;
+        if rows.len() == LOG_RANGES_MAX {
+            return Ok(read_held(link).await?.0);
+        }
+        all.extend(rows);
+    }
+    Ok(held_by_stream(link, all))
+}
+
+fn held_by_stream(link: &Link, rows: Vec<HeldRow>) -> HeldByStream {
     let own = lock(&link.meta).id.clone();
     let mut held: HashMap<String, Held> = HashMap::new();
-    for (archive, stream, from, to) in rows {
+    for (_, archive, stream, from, to) in rows {
         if archive != own {
             continue;
         }
@@ -87,5 +125,5 @@ pub(super) async fn read_held(link: &Link) -> Result<HeldByStream, ArchiveError>
             .or_default()
             .add(to_seq(from), to_seq(to));
     }
-    Ok(held)
+    held
 }

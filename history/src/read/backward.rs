@@ -76,6 +76,9 @@ impl Reader {
         if rest.0 < rest.1 && self.archive.is_some() {
             let rows = self.rows(left.query(place, room, rest, true)).await?;
             let (rows, more) = left.take_rows(&rows, page.messages.is_empty());
+            let oldest = rows.last().filter(|_| more);
+            let down_to = oldest.map_or(Seq::ZERO, |oldest| oldest.seq.just_before());
+            page.whole &= self.holds_retired(place, (down_to, rest.1));
             page.messages.extend(rows.iter().cloned());
             page.more = more;
         }

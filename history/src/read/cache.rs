@@ -113,6 +113,8 @@ impl ArchiveReads {
                 && view.taken.elapsed() < VIEW_MAX_AGE
                 // An archive that holds less than before was put back or emptied.
                 && view.held.end() <= held.end()
+                // What the stream has lost above the view, only the archive knows.
+                && held.covers(view.held.end(), held.end())
                 && held.end().get() - view.held.end().get() <= VIEW_MAX_BEHIND_MESSAGES
             {
                 return view.held.clone();

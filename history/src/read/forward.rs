@@ -109,6 +109,7 @@ impl Reader {
             Some(last) => last.seq,
             None => page.reached,
         };
+        page.whole &= self.holds_retired(place, (range.0, page.reached));
         page.messages.extend(rows.iter().cloned());
         page.more = more || left.is_used_up();
         Ok(())

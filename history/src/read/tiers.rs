@@ -7,7 +7,7 @@ use weir_nats::placement::Place;
 use weir_nats::replay::{ReplayError, StreamState};
 use weir_nats::{Message, Position, RoomName, Seq};
 
-use super::{ReadError, Reader};
+use super::{ReadError, Reader, lowest};
 use crate::archive::{ArchiveError, PageQuery, Rows};
 use crate::held::Held;
 
@@ -62,6 +62,19 @@ impl Reader {
     pub(super) fn view(&self, stream: &str) -> Held {
         let archive = self.archive.as_ref();
         archive.map_or_else(Held::default, |archive| archive.view(stream))
+    }
+
+    /// True if the archive holds in (after, up_to] all that generations gave whose streams are gone.
+    pub(super) fn holds_retired(&self, place: &Place, (after, up_to): (Seq, Seq)) -> bool {
+        let low = lowest(place);
+        let retired = place.ended.iter().filter(|one| one.generation.from <= low);
+        retired
+            .map(|one| {
+                let after = after.max(one.generation.from.just_before());
+                (&one.generation.stream, after, up_to.min(one.to))
+            })
+            .filter(|(_, after, up_to)| after < up_to)
+            .all(|(stream, after, up_to)| self.view(stream).covers(after, up_to))
     }
 
     /// The stream begins above what was read and the archive is not there yet: waits a moment for

@@ -8,6 +8,7 @@ use weir_history::archive::Batch;
 use weir_history::held::Held;
 use weir_nats::erasure::{LogScope, Order, SlotScope, What};
 use weir_nats::placement::{Generation, Place};
+use weir_nats::replay::Replay;
 use weir_nats::{Epoch, Seq};
 
 use crate::rig::{Kind, Rig, STREAM, WITHIN, all_backward, all_forward, pairs, room, rooms};
@@ -194,6 +195,8 @@ async fn a_hole_that_the_stream_still_has_is_filled(kind: Kind) {
     rig.trim(200).await;
     // An import, of another archive's part.
     let archive = rig.archive().await;
+    let replay = Replay::new(rig.links.reads.clone());
+    let created = replay.state(STREAM).await.unwrap().created;
     let imported = Batch {
         log: "rooms".into(),
         slot: 0,
@@ -201,7 +204,7 @@ async fn a_hole_that_the_stream_still_has_is_filled(kind: Kind) {
         rows: Vec::new(),
         refused: Vec::new(),
         held: Held::from_ranges([(1, 20), (201, 250)]),
-        created: "then".into(),
+        created,
     };
     archive.append(imported).await.unwrap();
     let _worker = rig.work(&archive);

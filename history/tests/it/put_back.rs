@@ -2,6 +2,7 @@
 //! hole, told, and nothing is recovered across it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +23,7 @@ use crate::rig::{
 
 for_each_archive! {
     a_copy_that_is_put_back_while_nobody_works_fills_itself_again,
+    a_copy_from_before_a_new_epoch_lacks_what_came_after_it_in_the_old_one,
 }
 
 async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
@@ -159,7 +161,9 @@ async fn a_copy_that_is_put_back_under_a_worker_fills_itself_again() {
     until("the order is carried out", is_done).await;
 
     // Somebody asks all the time, and nothing that is gone may be called recovered.
+    let whole_so_far = Arc::new(AtomicU32::new(0));
     let asking = {
+        let whole_so_far = Arc::clone(&whole_so_far);
         let (reader, place, room, stop) =
             (reader.clone(), place.clone(), room.clone(), stop.clone());
         tokio::spawn(async move {
@@ -172,6 +176,7 @@ async fn a_copy_that_is_put_back_under_a_worker_fills_itself_again() {
                     asked += 1;
                     if recovery.recovered {
                         whole += 1;
+                        whole_so_far.store(whole, Ordering::Relaxed);
                         let first = recovery.page.messages.first().map(|one| one.seq);
                         assert_eq!(first, Some(Seq::new(100)));
                         let all = recovery.page.messages.windows(2);
@@ -189,6 +194,8 @@ async fn a_copy_that_is_put_back_under_a_worker_fills_itself_again() {
             (asked, whole)
         })
     };
+    let is_asked = async || whole_so_far.load(Ordering::Relaxed) > 2;
+    until("it is asked, and recovers", is_asked).await;
     let more = async |rig: &Rig| rig.publish(std::slice::from_ref(&room), 50).await[&room].clone();
     rig.node.as_mut().unwrap().kill();
     stored.extend(more(&rig).await);
@@ -207,4 +214,78 @@ async fn a_copy_that_is_put_back_under_a_worker_fills_itself_again() {
         "{whole} of {asked}"
     );
     eraser.await.unwrap();
+}
+
+async fn a_copy_from_before_a_new_epoch_lacks_what_came_after_it_in_the_old_one(kind: Kind) {
+    let mut rig = Rig::on_its_own(kind).await;
+    let room = room("chat:lobby");
+    let one = std::slice::from_ref(&room);
+    let archive = rig.archive().await;
+    let worker = rig.work(&archive);
+    let mut published = rig.publish(one, 100).await[&room].clone();
+    rig.archived(&archive).await;
+    drop(worker);
+    let copy = rig.copy_archive();
+    let worker = rig.work(&archive);
+    rig.publish(one, 50).await;
+    rig.archived(&archive).await;
+    drop(worker);
+
+    // The stream is deleted, and a Weir that starts then makes the next one, and archives it.
+    rig.js.delete_stream(STREAM).await.unwrap();
+    let known = archive.known().await.unwrap();
+    let anew = Rig::beside(rig.url.clone(), known).await;
+    let worker = anew.work(&archive);
+    let late = anew.publish(one, 40).await[&room].clone();
+    let place = anew.place(&room);
+    let stream = place.current().stream.clone();
+    assert_ne!(stream, STREAM);
+    let all_of_it = async |archive: &Archive| {
+        let mut held = archive.held();
+        let reached = held.wait_for(|all| {
+            all.get(&stream)
+                .is_some_and(|held| held.end() >= late[39].0)
+        });
+        let reached = tokio::time::timeout(NODE_WITHIN, reached).await;
+        reached.expect("it is archived").unwrap();
+    };
+    all_of_it(&archive).await;
+    until("the old one is retired", async || {
+        anew.place(&room).generations.len() == 1
+    })
+    .await;
+    let reader = anew.reader(Some(&archive));
+    let (found, whole) = all_forward(&reader, &anew.place(&room), &room, Seq::ZERO, 70).await;
+    assert!(whole && found.len() == 190);
+    drop((worker, reader, archive));
+
+    rig.put_archive_back(&copy).await;
+    let archive = rig.archive().await;
+    let known = archive.known().await.unwrap();
+    let anew = Rig::beside(rig.url.clone(), known).await;
+    let place = anew.place(&room);
+    assert_eq!(
+        place.current().stream,
+        stream,
+        "nothing is wrong with the log"
+    );
+    let _worker = anew.work(&archive);
+    all_of_it(&archive).await;
+    published.extend(late);
+    let reader = anew.reader(Some(&archive));
+    for size in [30, 100, 300] {
+        let (found, whole) = all_forward(&reader, &place, &room, Seq::ZERO, size).await;
+        assert!(!whole, "101 to 150 are nowhere");
+        assert_eq!(found, published);
+        let (found, whole) = all_backward(&reader, &place, &room, size).await;
+        assert!(!whole);
+        assert_eq!(found, published);
+    }
+    let below = reader.forward(&place, &room, Seq::ZERO, Some(Seq::new(100)), 200, 1 << 20);
+    let below = below.await.unwrap();
+    assert!(below.whole && below.messages.len() == 100);
+    let start = place.current().from.just_before().get();
+    assert!(recovered(&reader, &place, &room, start).await);
+    assert!(!recovered(&reader, &place, &room, 100).await);
+    assert_eq!(rig.row_count().await, 140);
 }

@@ -20,9 +20,22 @@ for_each_archive! {
 
 type Published = BTreeMap<RoomName, Vec<(Seq, Bytes)>>;
 
+/// True if clients get something of it.
+async fn answers(archive: &Archive, published: &Published) -> bool {
+    let room = published.keys().next().unwrap().clone();
+    let all = (Seq::ZERO, Seq::MAX);
+    archive.count("rooms".into(), room, all, 1).await.is_ok()
+}
+
 /// What was published lies in a row, as it was, or in no held range; and every verdict says so. Returns
 /// how many messages are rows.
 async fn check(rig: &Rig, archive: &Archive, published: &Published) -> usize {
+    let deadline = Instant::now() + NODE_WITHIN;
+    // One that was away is looked at again before it is read.
+    while archive.held_now().await.is_err() || !answers(archive, published).await {
+        assert!(Instant::now() < deadline, "it answers");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     let held = archive.held_now().await.unwrap()[STREAM].clone();
     assert_eq!(archive.held().borrow()[STREAM], held);
     let reader = rig.reader(Some(archive));

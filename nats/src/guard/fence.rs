@@ -16,7 +16,7 @@ use super::{GuardError, Inner};
 use crate::ambient::random;
 use crate::barrier::{Barrier, EXPECTED_STREAM, barrier};
 use crate::message::{header, last};
-use crate::placement::{Generation, Incident, SlotRecord};
+use crate::placement::{ENDED_MAX, Ended, Generation, Incident, SlotRecord};
 use crate::position::{Epoch, Seq};
 use crate::replay::{ReplayError, Scanned, StreamState};
 use crate::stream::{DeclareError, LogConfig, declare_log};
@@ -317,6 +317,15 @@ impl Inner {
         let all = existing.iter().chain(listed).chain([&incident.stream]);
         names.extend(all.filter_map(|stream| number(stream)));
         let free = names.into_iter().max().map_or(0, |newest| newest + 1);
+        if let Some(over) = slot.generations.last() {
+            slot.ended.push(Ended {
+                generation: over.clone(),
+                // What it gave beyond this was given before: it is moved.
+                to: incident.known.seq,
+            });
+            let too_many = slot.ended.len().saturating_sub(ENDED_MAX);
+            slot.ended.drain(..too_many);
+        }
         slot.generations.push(Generation {
             stream: log.stream_name(index, free),
             epoch: random_epoch(),

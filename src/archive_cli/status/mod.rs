@@ -88,6 +88,8 @@ struct Known {
     slot: u16,
     generation: Generation,
     archived: Option<StreamRecord>,
+    /// The highest sequence that it is known to have given, if it has ended.
+    ended_at: Option<Seq>,
 }
 
 pub(super) async fn run(loaded: &Loaded, arguments: &Arguments) -> Result<ExitCode, Failure> {
@@ -122,13 +124,13 @@ pub(super) async fn run(loaded: &Loaded, arguments: &Arguments) -> Result<ExitCo
         }
         let newest = stream.archived.as_ref().map(|one| one.known.time_ms);
         let newest = newest.filter(|time_ms| *time_ms > 0);
-        let judged = judge(
-            stream.generation.from,
-            &held,
-            head.as_ref(),
-            newest,
-            now_ms(),
-        );
+        let from = stream.generation.from;
+        let mut judged = judge(from, &held, head.as_ref(), newest, now_ms());
+        let end = held.end().max(from.just_before());
+        if let Some(to) = stream.ended_at.filter(|to| head.is_none() && *to > end) {
+            // Its stream is gone, and the archive no longer has what it once had.
+            judged.holes.push((end.read_from(), to.get()));
+        }
         wrong.extend(complaints(&name, &judged, loaded));
         streams.push(StreamStatus {
             stream: name,
@@ -199,20 +201,24 @@ async fn known_streams(
                 slot: one.slot,
                 generation: one.generation.clone(),
                 archived: Some(one),
+                ended_at: None,
             },
         );
     }
     for (log, record) in nats.iter().flat_map(|nats| &nats.placements) {
         for (slot, index) in record.slots.iter().zip(0..) {
-            for generation in &slot.generations {
-                known
-                    .entry(generation.stream.clone())
-                    .or_insert_with(|| Known {
-                        log: log.clone(),
-                        slot: index,
-                        generation: generation.clone(),
-                        archived: None,
-                    });
+            let ended = slot.ended.iter().map(|one| (&one.generation, Some(one.to)));
+            let placed = slot.generations.iter().map(|generation| (generation, None));
+            for (generation, ended_at) in ended.chain(placed) {
+                let entry = known.entry(generation.stream.clone());
+                let one = entry.or_insert_with(|| Known {
+                    log: log.clone(),
+                    slot: index,
+                    generation: generation.clone(),
+                    archived: None,
+                    ended_at,
+                });
+                one.ended_at = one.ended_at.or(ended_at);
             }
         }
     }

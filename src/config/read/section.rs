@@ -145,9 +145,13 @@ impl Section<'_> {
         });
     }
 
-    /// A value that was read and does not do.
+    /// A value that was read, perhaps from the file that `…_file` names, and does not do.
     pub(crate) fn refuse(&mut self, name: &str, what: impl Into<String>, remedy: &str) {
-        let key = join(&self.key, name);
+        let mut key = join(&self.key, name);
+        let in_file = format!("{key}_file");
+        if !self.reader.origins.contains_key(&key) && self.reader.origins.contains_key(&in_file) {
+            key = in_file;
+        }
         let at = self.reader.origins.get(&key);
         let at = at.unwrap_or(&self.reader.file_name).clone();
         self.reader.problem(Problem {

@@ -193,10 +193,20 @@ pub fn decode(frame: &Bytes, commands_max: usize) -> Result<Vec<Command>, Decode
             return Err(DecodeError::TooMany(commands_max));
         }
         let Object(raw): Object<RawCommand<'_>> = serde_json::from_slice(line)
-            .map_err(|error| DecodeError::Malformed(error.to_string()))?;
+            .map_err(|error| DecodeError::Malformed(describe(&error)))?;
         commands.push(raw.into_command(frame));
     }
     Ok(commands)
+}
+
+/// What is wrong, for a log: without what the client wrote, which may be its token.
+fn describe(error: &serde_json::Error) -> String {
+    if error.is_data() {
+        let column = error.column();
+        format!("a field is twice there or has the wrong type (column {column})")
+    } else {
+        error.to_string()
+    }
 }
 
 impl RawCommand<'_> {

@@ -101,6 +101,7 @@ impl Cassandra {
                 )
                 .await?;
         }
+        lock(&self.logs).insert(batch.log.clone());
         self.held_version.fetch_add(1, Ordering::AcqRel);
         self.held.send_modify(|all| {
             let held = all.entry(stream.clone()).or_default();
