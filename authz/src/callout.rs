@@ -95,10 +95,8 @@ impl NativeLogins {
         let namespaces = self.namespaces.iter();
         let namespaces = namespaces.map(|(name, rules)| (name.as_deref(), rules));
         let permissions = render(&Grants::of_native(&claims), namespaces);
-        let issued = claims.issued_at_s.map(|at| format!("iat:{at}"));
         Ok(Admission {
             name: format!("{user}:{}", shown_id(claims.token_id.as_deref())),
-            tags: issued.into_iter().collect(),
             publish: permissions.publish().to_vec(),
             subscribe: permissions.subscribe().to_vec(),
             expires_at_s: claims.expires_at_s,

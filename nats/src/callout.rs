@@ -15,7 +15,7 @@ mod wire;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use async_nats::{Client, ConnectOptions, Message};
+use async_nats::{Client, Message};
 use futures_util::StreamExt as _;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 pub use keys::{CalloutKeys, KeyError};
 
 use crate::ambient::since_1970;
-use crate::connect::{ConnectConfig, ConnectError, Credentials, reconnect_pause};
+use crate::connect::{ConnectConfig, ConnectError, Credentials, connect_as};
 use crate::figures::{Counter, Figure};
 
 /// Where nats-server asks, in the account of the callout.
@@ -48,10 +48,9 @@ pub struct Login {
 /// What somebody may do who is let in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admission {
-    /// The name that CONNZ and the server's log show.
+    /// The name that CONNZ and the server's log show, and all that they show of the token: nats-server keeps no
+    /// tags and no JWT of users that a callout let in.
     pub name: String,
-    /// Words that CONNZ shows beside it.
-    pub tags: Vec<String>,
     /// Subjects to publish on; never empty, as that would be all.
     pub publish: Vec<String>,
     /// Subjects to subscribe to; never empty, as that would be all.
@@ -116,25 +115,7 @@ impl Callout {
         config: &ConnectConfig,
         credentials: &Credentials,
     ) -> Result<Client, ConnectError> {
-        let user = credentials.user.clone();
-        let options = ConnectOptions::with_user_and_password(user, credentials.password.clone())
-            .name("weir auth")
-            .custom_inbox_prefix(format!("_INBOX.{}", credentials.user))
-            .ping_interval(config.times.ping_interval)
-            .reconnect_delay_callback(reconnect_pause)
-            .event_callback(|event| {
-                tracing::info!(%event, "nats link of the auth callout");
-                async {}
-            });
-        let servers: Vec<&str> = config.url.split(',').map(str::trim).collect();
-        options
-            .connect(servers.as_slice())
-            .await
-            .map_err(|error| ConnectError {
-                url: config.url.clone(),
-                user: credentials.user.clone(),
-                reason: error.to_string(),
-            })
+        connect_as(config, credentials, "auth").await
     }
 
     /// A service on `client`, see [`Callout::connect`].

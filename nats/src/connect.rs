@@ -194,8 +194,36 @@ async fn connect(
         })
 }
 
+/// A connection beside the three, as another user.
+pub(crate) async fn connect_as(
+    config: &ConnectConfig,
+    credentials: &Credentials,
+    what_for: &'static str,
+) -> Result<Client, ConnectError> {
+    let user = credentials.user.clone();
+    let options = ConnectOptions::with_user_and_password(user, credentials.password.clone())
+        .name(format!("weir {what_for}"))
+        .custom_inbox_prefix(format!("_INBOX.{}", credentials.user))
+        .ping_interval(config.times.ping_interval)
+        .request_timeout(Some(config.times.request_timeout))
+        .reconnect_delay_callback(reconnect_pause)
+        .event_callback(move |event| {
+            tracing::info!(what_for, %event, "nats link");
+            async {}
+        });
+    let servers: Vec<&str> = config.url.split(',').map(str::trim).collect();
+    options
+        .connect(servers.as_slice())
+        .await
+        .map_err(|error| ConnectError {
+            url: config.url.clone(),
+            user: credentials.user.clone(),
+            reason: error.to_string(),
+        })
+}
+
 /// Between tries to reach a server again.
-pub(crate) fn reconnect_pause(attempts: usize) -> Duration {
+fn reconnect_pause(attempts: usize) -> Duration {
     let exponent = u32::try_from(attempts.min(6)).unwrap_or(6);
     (Duration::from_millis(25) * 2_u32.pow(exponent)).min(RECONNECT_PAUSE_MAX)
 }

@@ -4,6 +4,7 @@ pub mod ambient;
 mod barrier;
 pub mod callout;
 pub mod connect;
+pub mod connections;
 pub mod erasure;
 pub mod figures;
 pub mod guard;

@@ -103,11 +103,7 @@ async fn a_token_is_taken_as_token_or_password_and_everything_else_is_refused() 
 async fn a_connection_has_its_users_name_and_ends_with_its_token() {
     let server = Server::start().await;
     let callout = server.callout(closed()).await;
-    let issued = now_s();
-    let short = token(
-        "ann@x",
-        json!({"exp": issued + 3, "jti": "j 1", "iat": issued}),
-    );
+    let short = token("ann@x", json!({"exp": now_s() + 3, "jti": "j 1"}));
     let mut client = Raw::login(server.port, &short).await.unwrap();
     let kick = server.user("weir_kick").await.unwrap();
     let list = kick.request("$SYS.REQ.SERVER.PING.CONNZ", r#"{"auth":true}"#.into());
@@ -115,12 +111,9 @@ async fn a_connection_has_its_users_name_and_ends_with_its_token() {
     let all = list["data"]["connections"].as_array().unwrap();
     let found = all
         .iter()
-        .find(|one| one.to_string().contains("ann=40x:j=201"));
+        .find(|one| one["authorized_user"] == "ann=40x:j=201");
     let found = found.unwrap_or_else(|| panic!("{list}"));
-    assert_eq!(
-        (&found["account"], &found["tags"]),
-        (&json!("WEIR"), &json!([format!("iat:{issued}")]))
-    );
+    assert_eq!(found["account"], "WEIR");
     let start = Instant::now();
     let end = loop {
         match client.line().await {

@@ -21,12 +21,17 @@ impl Raw {
     /// # Errors
     /// What the server said when it refused.
     pub(crate) async fn login(port: u16, token: &str) -> Result<Self, String> {
-        let options = serde_json::json!({"auth_token": token, "verbose": false, "headers": true});
-        Self::connect(port, &options).await
+        Self::connect(port, &serde_json::json!({ "auth_token": token })).await
     }
 
     /// The same with any options.
+    ///
+    /// # Errors
+    /// What the server said when it refused.
     pub(crate) async fn connect(port: u16, options: &serde_json::Value) -> Result<Self, String> {
+        let mut options = options.clone();
+        options["verbose"] = false.into();
+        options["headers"] = true.into();
         let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let mut raw = Self {
             stream: BufReader::new(stream),

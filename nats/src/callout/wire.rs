@@ -181,7 +181,7 @@ fn user(
         "jti": new_id(), "iat": now_s, "iss": keys.issuer(), "sub": asker.user_key, "aud": account,
         "name": admission.name,
         "nats": {
-            "type": "user", "version": 2, "tags": admission.tags,
+            "type": "user", "version": 2,
             "pub": { "allow": admission.publish }, "sub": { "allow": admission.subscribe },
             "subs": NO_LIMIT, "data": NO_LIMIT, "payload": NO_LIMIT,
             "allowed_connection_types": ["STANDARD", "WEBSOCKET", "MQTT"],
@@ -239,7 +239,6 @@ mod tests {
         assert_eq!(asker.refuse, None);
         let admission = Admission {
             name: "ann:j1".to_owned(),
-            tags: Vec::new(),
             publish: vec!["_NONE_".to_owned()],
             subscribe: vec!["_INBOX.ann.>".to_owned()],
             expires_at_s: Some(7),
