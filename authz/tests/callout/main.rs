@@ -15,6 +15,7 @@ mod ports;
 mod rng;
 
 mod cells;
+mod crowd;
 mod logins;
 mod mqtt;
 mod raw;

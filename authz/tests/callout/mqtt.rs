@@ -67,6 +67,11 @@ impl Mqtt {
         (of(&body[2..2 + length]), of(&body[2 + length..]))
     }
 
+    /// Waits until the server ends it.
+    pub(crate) async fn until_closed(&mut self) {
+        while self.packet().await.is_some() {}
+    }
+
     fn next_id(&mut self) -> Vec<u8> {
         self.packets += 1;
         self.packets.to_be_bytes().to_vec()

@@ -103,6 +103,17 @@ impl Raw {
         }
     }
 
+    /// Waits until the server ends it.
+    pub(crate) async fn until_closed(&mut self) {
+        loop {
+            match self.line().await {
+                Ok(_) => {}
+                Err(error) if error == "silence" => panic!("it stays open"),
+                Err(_) => return,
+            }
+        }
+    }
+
     async fn send(&mut self, text: &str) -> Result<(), String> {
         let sent = self.stream.write_all(text.as_bytes()).await;
         sent.map_err(|error| error.to_string())
