@@ -36,6 +36,7 @@ mod proxy;
 mod put_back;
 mod rollback;
 mod slow_reader;
+mod threats;
 #[path = "../support/token_cases.rs"]
 #[allow(dead_code, reason = "each test uses its part")]
 mod token_cases;
