@@ -90,3 +90,35 @@ fn one_place_names_each_library_that_could_be_replaced() {
         }
     }
 }
+
+/// The tests that docs/security.md names, as file and function.
+#[test]
+fn the_threat_table_names_tests_that_exist() {
+    let table = read("docs/security.md");
+    let rows: Vec<&str> = table
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .collect();
+    let threats = rows.iter().filter(|row| {
+        row.split('|')
+            .nth(1)
+            .is_some_and(|n| n.trim().parse::<u32>().is_ok())
+    });
+    let mut named = 0;
+    for row in threats.clone() {
+        let tests = row.rsplit('|').nth(1).unwrap();
+        let names: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty() && names.len() % 2 == 0, "no test: {row}");
+        for pair in names.chunks(2) {
+            let (file, name) = (pair[0], pair[1]);
+            let text = read(file);
+            let is_there = text.contains(&format!("fn {name}("))
+                || text.contains(&format!("test(\"{name}\""))
+                // What `for_each_archive!` makes of it.
+                || text.contains(&format!("    {name},\n"));
+            assert!(is_there, "{file} has no test `{name}`: {row}");
+            named += 1;
+        }
+    }
+    assert!(threats.count() >= 30 && named >= 30);
+}
