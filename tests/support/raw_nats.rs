@@ -43,6 +43,7 @@ impl Raw {
         options["verbose"] = false.into();
         options["headers"] = true.into();
         let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        stream.set_nodelay(true).unwrap();
         let mut raw = Self {
             stream: BufReader::new(stream),
             sids: 0,

@@ -19,6 +19,7 @@ mod rng;
 
 mod cells;
 mod crowd;
+mod devices;
 mod logins;
 mod mqtt;
 mod roles;
