@@ -361,13 +361,6 @@ async fn no_role_with_a_token_is_answered_outside_its_own_inbox() {
         ROLES.len()
     );
     let log = weir.log();
-    assert!(
-        !log.contains("nats disconnected") && !log.contains("panicked"),
-        "a link was lost"
-    );
-    let status: Vec<_> = log
-        .lines()
-        .filter(|line| line.contains("event=disconnected"))
-        .collect();
-    assert!(status.is_empty(), "{status:?}");
+    let calm = !log.contains("disconnected") && !log.contains("panicked");
+    assert!(calm, "a link was lost");
 }
