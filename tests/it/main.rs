@@ -34,6 +34,9 @@ mod lost_ack;
 mod lost_tail;
 mod proxy;
 mod put_back;
+#[path = "../support/raw_nats.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
+mod raw_nats;
 mod rollback;
 mod slow_reader;
 mod threats;
@@ -42,3 +45,4 @@ mod threats;
 mod token_cases;
 mod tokens;
 mod trimmed;
+mod two_doors;
