@@ -6,6 +6,7 @@ use weir_authz::{ChannelRegex, NamespaceRules};
 use weir_history::Window;
 
 use super::*;
+use crate::hook::HookSettings;
 use crate::hub::JoinError;
 use crate::rate::Rate;
 use crate::settings::{Bounds, ClientSettings, DataFormat, DoorSettings};
@@ -112,6 +113,7 @@ fn settings() -> EdgeSettings {
         rpc_timeout: Duration::from_secs(4),
         door: DoorSettings::default(),
         shutdown_spread: Duration::ZERO,
+        hooks: HookSettings::default(),
         bounds: Bounds::default(),
     }
 }
