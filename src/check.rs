@@ -476,7 +476,7 @@ async fn disk(report: &mut Report, target: &Target) {
 
 async fn demo_users(report: &mut Report, target: &Target, live: &Probed) {
     let mut open = Vec::new();
-    for name in [OPERATOR, "bot", "dev1"] {
+    for name in [OPERATOR, "bot", "dev1", "backend"] {
         let user = NatsUser {
             user: name.into(),
             password: Secret::new(name),

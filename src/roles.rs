@@ -16,6 +16,7 @@ use weir_authz::Verifier;
 use weir_authz::callout::NativeLogins;
 use weir_edge::connection::Edge;
 use weir_edge::door::{NativeDoor, may_be_answered};
+use weir_edge::hook::Hooks;
 use weir_edge::hub::{Hub, HubParts};
 use weir_edge::metrics::Metrics;
 use weir_edge::rate::UserRates;
@@ -168,7 +169,9 @@ impl Roles {
         .among_others(links.live.clone());
         tasks.spawn(worker.run(tasks.clone(), stop.clone()));
 
-        let settings = Arc::new(edge_settings(config));
+        let mut settings = edge_settings(config);
+        settings.hooks = crate::hooks::settings(config).map_err(failed)?;
+        let settings = Arc::new(settings);
         let metrics = Arc::new(Metrics::default());
         let suspicion = guard.clone();
         let hub = Hub::new(HubParts {
@@ -244,6 +247,7 @@ impl Roles {
             ));
         }
         let edge = Arc::new(Edge {
+            hooks: Hooks::new(&settings.hooks, &links.live),
             verifier,
             settings,
             metrics,
@@ -285,6 +289,7 @@ impl Roles {
     #[must_use]
     pub fn figures(&self) -> Vec<Figure> {
         let mut figures = self.edge.metrics.figures();
+        figures.extend(self.edge.hooks.figures());
         figures.push(self.edge.writer.figure());
         figures.push(self.orders.figure());
         figures.push(self.logins.figure());

@@ -178,6 +178,7 @@ impl Default for AuthCallout {
             "ops",
             "bot",
             "dev1",
+            "backend",
         ];
         Self {
             enabled: false,

@@ -47,7 +47,7 @@ const NEVER: [&str; 30] = [
 ];
 
 /// What nobody with a token may hear.
-const NEVER_HEARD: [&str; 22] = [
+const NEVER_HEARD: [&str; 24] = [
     ">",
     "*",
     "*.>",
@@ -70,6 +70,8 @@ const NEVER_HEARD: [&str; 22] = [
     "_INBOX.*.>",
     "_INBOX.bot.>",
     "weir.>",
+    "hook.>",
+    "hook.connect",
 ];
 
 struct Role {
