@@ -1,6 +1,8 @@
 //! Knows: which hook of the edge each table of the configuration becomes. Never: which key has which name in a file
 //! (`config/hooks.rs`), how a service is asked.
 
+use std::collections::BTreeMap;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 use weir_authz::token::{Address, AddressError};
 use weir_edge::hook::{BreakerLimits, HookAt, HookBounds, HookSettings, Transport};
@@ -116,6 +118,43 @@ fn hook(event: &str, name: &str, proxy: &Proxy) -> Result<HookAt, AddressError> 
     })
 }
 
+/// What is asked where, a line each, for people.
+#[must_use]
+pub fn describe(settings: &HookSettings) -> Vec<String> {
+    let line = |event: &str, namespace: Option<&str>, at: &HookAt| {
+        let place = match namespace {
+            None => String::new(),
+            Some("") => " of rooms without a namespace".to_owned(),
+            Some(name) => format!(" of {name}"),
+        };
+        match &at.transport {
+            Transport::Nats { subject } => {
+                format!("hook {event}{place}: a NATS service on {subject}")
+            }
+            Transport::Http { address, .. } => format!("hook {event}{place}: {address}"),
+        }
+    };
+    let server = [
+        ("connect", &settings.connect),
+        ("refresh", &settings.refresh),
+    ];
+    let mut lines: Vec<String> = server
+        .iter()
+        .filter_map(|(event, at)| Some(line(event, None, at.as_ref()?)))
+        .collect();
+    for (event, all) in [
+        ("subscribe", &settings.subscribe),
+        ("publish", &settings.publish),
+    ] {
+        let all: BTreeMap<_, _> = all.iter().collect();
+        lines.extend(
+            all.into_iter()
+                .map(|(namespace, at)| line(event, Some(namespace), at)),
+        );
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -181,6 +220,12 @@ mod tests {
         assert_eq!(subject(&settings.subscribe["chat"]), "hook.subscribe.vip");
         assert_eq!(subject(&settings.publish["chat"]), "hook.publish");
         assert!(settings.publish["chat"].include_connection_meta);
+        let expected = [
+            "hook connect: https://app.example/connect",
+            "hook subscribe of chat: a NATS service on hook.subscribe.vip",
+            "hook publish of chat: a NATS service on hook.publish",
+        ];
+        assert_eq!(describe(&settings), expected);
         let bounds = settings.bounds;
         let counts = (bounds.calls_max, bounds.connection_calls_max);
         assert_eq!((counts, bounds.answer_max_bytes), ((11, 12), 1_313));
