@@ -136,6 +136,8 @@ struct Connected {
 struct Allowed {
     permit: Permit,
     expires_at_s: Option<i64>,
+    /// The client is told so, as it has a token to refresh. Else it subscribes again when it ends.
+    tells: bool,
     options: SubscribeOptions,
 }
 
@@ -347,6 +349,7 @@ impl Session {
                 permit => Allowed {
                     permit: permit?,
                     expires_at_s: None,
+                    tells: false,
                     options: SubscribeOptions::default(),
                 },
             }
@@ -356,6 +359,7 @@ impl Session {
             Allowed {
                 permit: connected.grants.check_with_token(&claims, room, rules)?,
                 expires_at_s: claims.expires_at_s,
+                tells: true,
                 options: claims.options,
             }
         };
@@ -395,7 +399,7 @@ impl Session {
             recoverable,
             positioned,
             fail_unrecovered: subscribe.flag & FLAG_FAIL_UNRECOVERED != 0,
-            ttl_s,
+            ttl_s: ttl_s.filter(|_| allowed.tells),
             expires: after(ttl_s, now),
             info: options.info,
             data: options.data,

@@ -4,6 +4,7 @@
 mod breaker;
 mod http;
 mod metrics;
+mod nats;
 mod passed_on;
 mod question;
 mod settings;
@@ -12,8 +13,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ::http::HeaderMap;
-use async_nats::client::RequestErrorKind;
-use async_nats::{Client, HeaderMap as NatsHeaders, Request};
+use async_nats::Client;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
@@ -250,20 +250,11 @@ impl Hook {
         match &self.service {
             Service::Http(service) => service.ask(body, headers).await,
             Service::Nats(client, subject) => {
-                let mut request = Request::new().payload(body).timeout(None);
-                if !headers.is_empty() {
-                    request = request.headers(nats_headers(&headers));
-                }
-                let answer = client.send_request(subject.clone(), request).await;
-                let answer = answer.map_err(|error| match error.kind() {
-                    RequestErrorKind::NoResponders => Failure::Absent,
-                    RequestErrorKind::TimedOut => Failure::Late,
-                    _ => Failure::broken("the request could not be sent"),
-                })?;
-                if answer.payload.len() > self.bounds.answer_max_bytes {
+                let answer = nats::ask(client, subject, body, &headers).await?;
+                if answer.len() > self.bounds.answer_max_bytes {
                     return Err(Failure::broken("its answer is too long"));
                 }
-                Ok(answer.payload)
+                Ok(answer)
             }
         }
     }
@@ -279,16 +270,6 @@ impl Hook {
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn nats_headers(headers: &HeaderMap) -> NatsHeaders {
-    let mut found = NatsHeaders::new();
-    for (name, value) in headers {
-        if let Ok(value) = value.to_str() {
-            found.append(name.as_str(), value);
-        }
-    }
-    found
 }
 
 /// A call that was let through. However it ends, the breaker is told.

@@ -10,6 +10,7 @@ use weir_authz::hook::{Answer, Connected as Accepted, Published, Refreshed, Subs
 use weir_authz::{Action, Grants};
 use weir_nats::RoomName;
 
+use super::tokens::SaidBy;
 use super::{Allowed, Effect, Now, Phase, Place, Refused, Session, after, random_part, ttl};
 use crate::door::check_format;
 use crate::hook::{About, Failure, Heard, Question};
@@ -120,7 +121,7 @@ impl Session {
 
     fn heard_connect(&mut self, id: u32, answer: Answer<Accepted>, now: Now) -> Effect {
         match allowed(answer) {
-            Ok(accepted) => self.accept(id, accepted.claims, accepted.data, now),
+            Ok(accepted) => self.accept(id, accepted.claims, SaidBy::Hook(accepted.data), now),
             Err(refused) => {
                 self.phase = Phase::Unusable;
                 refused.effect(id)
@@ -160,6 +161,7 @@ impl Session {
             let allowed = Allowed {
                 permit: grants.check_with_hook(&subscribed.vouched, &namespace.rules)?,
                 expires_at_s: subscribed.expires_at_s,
+                tells: false,
                 options: subscribed.options,
             };
             Ok(Session::plan(id, namespace, subscribe, allowed, now))

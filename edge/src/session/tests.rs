@@ -11,6 +11,7 @@ use crate::hub::JoinError;
 use crate::rate::Rate;
 use crate::settings::{Bounds, ClientSettings, DataFormat, DoorSettings};
 
+mod hooks;
 mod tokens;
 
 const UNIX_S: i64 = 1_800_000_000;
@@ -178,6 +179,7 @@ fn text(effect: Effect) -> String {
         }
         Effect::Connected(bytes) => format!("connected {}", frame(bytes)),
         Effect::Fetch(_, command) => format!("fetch for {}", command.id),
+        Effect::Ask(question) => format!("ask for {}", question.id),
         Effect::Join(join) => {
             let since = join.since.map(|since| (since.offset.get(), since.epoch));
             format!("join {} {since:?}", join.permit.room())
@@ -192,6 +194,7 @@ fn text(effect: Effect) -> String {
         Effect::History { permit, .. } => format!("history {}", permit.room()),
         Effect::Rpc { method, .. } => format!("rpc {method}"),
         Effect::Close(code) => format!("close {}", code.code),
+        Effect::CloseAs(closing) => format!("close {}", closing.code),
     }
 }
 

@@ -11,6 +11,14 @@ use super::{after, random_part, ttl, version};
 use crate::protocol::code::{DisconnectCode, ErrorCode, UnsubscribeCode};
 use crate::protocol::{Command, CommandKind, Connect, ConnectResult, json};
 
+/// Who said who somebody is.
+pub(super) enum SaidBy {
+    /// A token, or nobody where none is needed.
+    Token,
+    /// The application, with data for the client.
+    Hook(Option<String>),
+}
+
 impl Session {
     pub(super) fn connect(&mut self, id: u32, connect: Connect, now: Now) -> Effect {
         let client = &self.settings.client;
@@ -43,25 +51,23 @@ impl Session {
                 },
             }
         };
-        self.accept(id, claims, None, now)
+        self.accept(id, claims, SaidBy::Token, now)
     }
 
     /// Takes somebody in.
-    pub(super) fn accept(
-        &mut self,
-        id: u32,
-        claims: Claims,
-        data: Option<String>,
-        now: Now,
-    ) -> Effect {
+    pub(super) fn accept(&mut self, id: u32, claims: Claims, said: SaidBy, now: Now) -> Effect {
         let ttl_s = self.ttl_s(&claims, now);
         let ping = self.settings.client.ping_interval;
-        // Where the application is asked about it, no token is expected of the client.
         let asks = self.settings.hooks.refresh.is_some();
+        // A client refreshes with a token. One without connects again, and the application is asked again.
+        let (tells, data) = match said {
+            SaidBy::Token => (!asks, None),
+            SaidBy::Hook(data) => (false, data),
+        };
         let result = ConnectResult {
             client: self.client.clone(),
             version: version(),
-            ttl_s: ttl_s.filter(|_| !asks),
+            ttl_s: ttl_s.filter(|_| tells),
             ping_s: u32::try_from(ping.as_secs()).unwrap_or(u32::MAX),
             data,
         };
