@@ -12,8 +12,6 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weir_authz::Verifier;
-use weir_authz::callout::NativeLogins;
 use weir_edge::connection::Edge;
 use weir_edge::door::{NativeDoor, may_be_answered};
 use weir_edge::hook::Hooks;
@@ -26,7 +24,6 @@ use weir_edge::{server, sweep};
 use weir_history::erase::{Eraser, expire};
 use weir_history::service::HistoryService;
 use weir_history::{Archive, Reader, Worker, WorkerMetrics};
-use weir_nats::callout::{Callout, CalloutKeys, CalloutMetrics, KeyError};
 use weir_nats::connect::Links;
 use weir_nats::erasure::watch::{Apply, Identity, Watch};
 use weir_nats::figures::Figure;
@@ -39,13 +36,15 @@ use weir_nats::{Orders, Placements};
 use crate::config::Config;
 
 mod hooks;
+mod logins;
 mod probe;
 mod settings;
 
 use hooks::{history_policy, lookup, saw, suspect};
+use logins::Logins;
 pub(crate) use settings::connect_config;
 pub(crate) use settings::{all_rules, static_users};
-use settings::{auth_credentials, edge_settings, log_config, oldest_ms, publish_limits};
+use settings::{edge_settings, log_config, oldest_ms, publish_limits};
 
 /// Between tries to open an archive that is locked.
 const ARCHIVE_RETRY: Duration = Duration::from_secs(1);
@@ -64,8 +63,7 @@ pub struct Roles {
     links: Links,
     guard: Guard,
     tasks: TaskTracker,
-    logins: Arc<CalloutMetrics>,
-    callout_link: Option<async_nats::Client>,
+    logins: Logins,
     /// The doors, which answer what they have in hand before they end.
     services: Vec<JoinHandle<()>>,
     /// Says at the end that this process has ended.
@@ -230,22 +228,8 @@ impl Roles {
         for fetcher in fetchers {
             tasks.spawn(fetcher.run(stop.clone()));
         }
-        let logins = Arc::new(CalloutMetrics::default());
-        let mut services = vec![door, history];
-        let mut callout_link = None;
-        if config.auth_callout.enabled {
-            let (at, user) = (connect_config(config), auth_credentials(config));
-            let link = Callout::connect(&at, &user).await.map_err(failed)?;
-            callout_link = Some(link.clone());
-            let verifier = Arc::clone(&verifier);
-            let callout = callout(config, link, verifier, Arc::clone(&logins), tasks.clone());
-            let callout = callout.map_err(failed)?;
-            services.push(spawn_service(
-                "auth callout",
-                callout.run(closing.clone()),
-                &tasks,
-            ));
-        }
+        let mut logins = Logins::start(config, &verifier, &tasks, &closing, &stop).await?;
+        let services = [door, history].into_iter().chain(logins.service.take());
         let edge = Arc::new(Edge {
             hooks: Hooks::new(&settings.hooks, &links.live),
             verifier,
@@ -266,9 +250,8 @@ impl Roles {
             links,
             guard,
             tasks,
-            services,
+            services: services.collect(),
             logins,
-            callout_link,
             erasure,
             orders,
             closing,
@@ -292,7 +275,7 @@ impl Roles {
         figures.extend(self.edge.hooks.figures());
         figures.push(self.edge.writer.figure());
         figures.push(self.orders.figure());
-        figures.push(self.logins.figure());
+        figures.extend(self.logins.figures());
         figures.extend(self.worker.figures());
         let from_rings = self.edge.metrics.recovered_from_ring.value();
         figures.extend(self.edge.reader.metrics().read(from_rings));
@@ -332,7 +315,7 @@ impl Roles {
         let Links {
             live, reads, door, ..
         } = &self.links;
-        let links = [live, reads, door].into_iter().chain(&self.callout_link);
+        let links = [live, reads, door].into_iter().chain(&self.logins.links);
         join_all(links.map(close)).await;
     }
 }
@@ -351,27 +334,6 @@ async fn close(client: &async_nats::Client) {
         Ok(Err(error)) => tracing::debug!(error, "nats connection was closed before"),
         Err(_) => tracing::debug!("nats connection is not closed in time"),
     }
-}
-
-/// The service that says who may log in to NATS with a token.
-fn callout(
-    config: &Config,
-    link: async_nats::Client,
-    verifier: Arc<Verifier>,
-    metrics: Arc<CalloutMetrics>,
-    tasks: TaskTracker,
-) -> Result<Callout, KeyError> {
-    let settings = &config.auth_callout;
-    let keys = CalloutKeys::from_seeds(settings.issuer_seed.expose(), settings.xkey_seed.expose())?;
-    let policy = NativeLogins::new(verifier, all_rules(config), static_users(config));
-    Ok(Callout::new(
-        link,
-        keys,
-        &settings.account,
-        policy.decide(),
-        metrics,
-        tasks,
-    ))
 }
 
 fn spawn_service(

@@ -47,10 +47,6 @@ pub(super) fn oldest_ms(config: &Config) -> Option<OldestMs> {
 }
 
 pub(crate) fn connect_config(config: &Config) -> ConnectConfig {
-    let credentials = |user: &config::NatsUser| Credentials {
-        user: user.user.clone(),
-        password: user.password.expose().to_owned(),
-    };
     ConnectConfig {
         url: config.nats.url.clone(),
         live: credentials(&config.nats.live),
@@ -63,10 +59,10 @@ pub(crate) fn connect_config(config: &Config) -> ConnectConfig {
     }
 }
 
-pub(super) fn auth_credentials(config: &Config) -> Credentials {
+pub(super) fn credentials(user: &config::NatsUser) -> Credentials {
     Credentials {
-        user: config.nats.auth.user.clone(),
-        password: config.nats.auth.password.expose().to_owned(),
+        user: user.user.clone(),
+        password: user.password.expose().to_owned(),
     }
 }
 
@@ -169,6 +165,7 @@ pub(crate) fn static_users(config: &Config) -> HashSet<String> {
         &nats.door,
         &nats.system,
         &nats.auth,
+        &nats.kick,
     ];
     let own = own.iter().map(|user| user.user.clone());
     let listed = config.auth_callout.static_users.iter().cloned();

@@ -11,6 +11,7 @@ use crate::harness::client::{Client, Failure, Position};
 use crate::harness::nats::Nats;
 use crate::harness::weir::{Config, Weir};
 use crate::harness::within;
+use crate::raw_nats::Raw;
 
 const ROOM: &str = "closed:plant";
 const WITHIN: Duration = Duration::from_secs(20);
@@ -158,4 +159,51 @@ async fn a_bot_a_device_and_a_browser_share_a_room_with_least_rights() {
     {
         assert!(!log.contains(part), "a token is in the log");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_weir_is_dead_those_who_are_in_stay_and_nobody_gets_in() {
+    let nats = Nats::start().await;
+    let mut config = Config::new(&nats.url());
+    config.more = nats.auth_callout();
+    let mut weir = Weir::start(config).await;
+    let reads = token(&weir, "bot7", "\"sub\"");
+    let mut inside = Raw::login(nats.port, &reads).await.unwrap();
+    weir.kill();
+    let refused = Raw::login(nats.port, &reads).await.err().unwrap();
+    let texts = ["Authorization Violation", "Authentication Timeout"];
+    assert!(texts.iter().any(|text| refused.contains(text)), "{refused}");
+    assert!(inside.may_hear("room.closed.plant").await);
+    assert!(!inside.may_hear("room.closed.other").await && !inside.may_publish("log.x").await);
+    // Users of nats-server's configuration are not asked about.
+    nats.client("bot").await.flush().await.unwrap();
+    weir.spawn();
+    weir.until_ready().await;
+    assert!(Raw::login(nats.port, &reads).await.is_ok());
+    assert_eq!(inside.after("").await, Ok(Vec::new()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_has_as_many_native_connections_as_is_configured() {
+    let nats = Nats::start().await;
+    let mut config = Config::new(&nats.url());
+    config.more =
+        nats.auth_callout() + "user_connection_limit = 2\n[nats.kick]\npassword = \"weir_kick\"\n";
+    let weir = Weir::start(config).await;
+    let reads = token(&weir, "bot7", "\"sub\"");
+    let mut all = Vec::new();
+    for _ in 0..3 {
+        all.push(Raw::login(nats.port, &reads).await.unwrap());
+    }
+    all.pop().unwrap().until_closed().await;
+    for connection in &mut all {
+        assert_eq!(connection.after("").await, Ok(Vec::new()));
+    }
+    weir.until_metric("weir_native_connections_kicked_total", WITHIN, |kicked| {
+        kicked == 1.0
+    })
+    .await;
+    let checked = weir.command("check", &[]).output().unwrap();
+    let checked = String::from_utf8(checked.stdout).unwrap();
+    assert!(checked.contains("a token is let in"), "{checked}");
 }

@@ -35,6 +35,9 @@ mod lost_ack;
 mod lost_tail;
 mod proxy;
 mod put_back;
+#[path = "../support/raw_nats.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
+mod raw_nats;
 mod rollback;
 mod slow_reader;
 #[path = "../support/token_cases.rs"]
@@ -42,3 +45,4 @@ mod slow_reader;
 mod token_cases;
 mod tokens;
 mod trimmed;
+mod two_doors;
