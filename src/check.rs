@@ -14,6 +14,7 @@ use tokio::time::sleep;
 use weir_history::cassandra::Cassandra;
 
 use crate::config::{ArchiveKind, Config, Loaded, NatsUser, OPERATOR, Secret, Storage};
+use crate::hooks;
 use crate::nats_server::{Files, MIN_VERSION, Passwords, Version};
 use crate::tokens::{self, Finding};
 
@@ -115,6 +116,14 @@ pub async fn run(loaded: &Loaded) -> Report {
             Finding::Warning(text) => report.warn(text),
             Finding::Bad(text) => report.bad(text),
         }
+    }
+    match hooks::settings(config) {
+        Ok(settings) => {
+            for line in hooks::describe(&settings) {
+                report.good(line);
+            }
+        }
+        Err(error) => report.bad(format!("hooks: {error}; correct the endpoint")),
     }
     archive(&mut report, config).await;
     let target = match Target::new(loaded) {
@@ -479,7 +488,7 @@ async fn disk(report: &mut Report, target: &Target) {
 
 async fn demo_users(report: &mut Report, target: &Target, live: &Probed) {
     let mut open = Vec::new();
-    for name in [OPERATOR, "bot", "dev1"] {
+    for name in [OPERATOR, "bot", "dev1", "backend"] {
         let user = NatsUser {
             user: name.into(),
             password: Secret::new(name),

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_edge::connection::Edge;
 use weir_edge::door::{NativeDoor, may_be_answered};
+use weir_edge::hook::Hooks;
 use weir_edge::hub::{Hub, HubParts};
 use weir_edge::metrics::Metrics;
 use weir_edge::rate::UserRates;
@@ -166,7 +167,9 @@ impl Roles {
         .among_others(links.live.clone());
         tasks.spawn(worker.run(tasks.clone(), stop.clone()));
 
-        let settings = Arc::new(edge_settings(config));
+        let mut settings = edge_settings(config);
+        settings.hooks = crate::hooks::settings(config).map_err(failed)?;
+        let settings = Arc::new(settings);
         let metrics = Arc::new(Metrics::default());
         let suspicion = guard.clone();
         let hub = Hub::new(HubParts {
@@ -228,6 +231,7 @@ impl Roles {
         let mut logins = Logins::start(config, &verifier, &tasks, &closing, &stop).await?;
         let services = [door, history].into_iter().chain(logins.service.take());
         let edge = Arc::new(Edge {
+            hooks: Hooks::new(&settings.hooks, &links.live),
             verifier,
             settings,
             metrics,
@@ -268,6 +272,7 @@ impl Roles {
     #[must_use]
     pub fn figures(&self) -> Vec<Figure> {
         let mut figures = self.edge.metrics.figures();
+        figures.extend(self.edge.hooks.figures());
         figures.push(self.edge.writer.figure());
         figures.push(self.orders.figure());
         figures.extend(self.logins.figures());

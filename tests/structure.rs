@@ -40,6 +40,7 @@ fn pure_files_name_no_runtime_and_no_clock() {
         "nats/src/message.rs",
         "authz/src/capability.rs",
         "authz/src/grants.rs",
+        "authz/src/hook.rs",
         "authz/src/render.rs",
         "authz/src/rules.rs",
         "authz/src/token/claims.rs",

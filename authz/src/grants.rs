@@ -4,6 +4,7 @@
 use weir_nats::RoomName;
 
 use crate::capability::{Capability, Scope};
+use crate::hook::Vouched;
 use crate::rules::NamespaceRules;
 use crate::token::{Claims, SubscriptionClaims};
 
@@ -151,9 +152,12 @@ impl Grants {
         subscribed: bool,
     ) -> Result<Permit, Denied> {
         let allowed = match self.at {
-            At::Socket => self.insecure || self.allows(action, room, rules, subscribed),
+            At::Socket => {
+                (self.insecure && !rules.asks(action))
+                    || self.allows(action, room, rules, subscribed)
+            }
             At::Native => {
-                self.covers(room, rules)
+                self.covers(action, room, rules)
                     && rules.takes(room)
                     && self.allows(action, room, rules, self.may_subscribe(room, rules, false))
             }
@@ -177,8 +181,31 @@ impl Grants {
         self.permit(allowed, Action::Subscribe, room)
     }
 
+    /// True if the application decides what [`check`](Self::check) denied. A private room's and a limited
+    /// room's rights come from a token and a name alone, as in Centrifugo.
+    #[must_use]
+    pub fn may_ask(&self, action: Action, room: &RoomName, rules: &NamespaceRules) -> bool {
+        let has_own = action == Action::Subscribe && is_marked(room);
+        self.at == At::Socket && rules.asks(action) && rules.takes(room) && !has_own
+    }
+
+    /// Checks an action that the application was asked about.
+    ///
+    /// # Errors
+    /// [`Denied`] if it answered about another user, or is not the one to ask.
+    pub fn check_with_hook(
+        &self,
+        vouched: &Vouched,
+        rules: &NamespaceRules,
+    ) -> Result<Permit, Denied> {
+        let (action, room) = (vouched.action, &vouched.room);
+        let allowed = vouched.user == self.user && self.may_ask(action, room, rules);
+        self.permit(allowed, action, room)
+    }
+
     /// What holds in every room of a namespace at the native door, and so is a wildcard there: rooms
-    /// whose names have marks are not among them, and where names must match a pattern there is none.
+    /// whose names have marks are not among them, and where names must match a pattern or the application
+    /// is asked there is none.
     pub(crate) fn wide(
         &self,
         action: Action,
@@ -186,7 +213,9 @@ impl Grants {
         rules: &NamespaceRules,
     ) -> bool {
         let subscribes = self.everywhere(Action::Subscribe, namespace, rules, false);
-        rules.channel_regex.is_none() && self.everywhere(action, namespace, rules, subscribes)
+        rules.channel_regex.is_none()
+            && !rules.asks(action)
+            && self.everywhere(action, namespace, rules, subscribes)
     }
 
     fn permit(&self, allowed: bool, action: Action, room: &RoomName) -> Result<Permit, Denied> {
@@ -216,10 +245,11 @@ impl Grants {
     }
 
     /// A native client's rights are those of a whole namespace or of rooms that its token names, as
-    /// that is what its permissions in NATS can say. Rooms marked `$` or `#` and names that match a
-    /// pattern have rights from a token or a name, and are closed to it otherwise.
-    fn covers(&self, room: &RoomName, rules: &NamespaceRules) -> bool {
-        (!is_marked(room) && rules.channel_regex.is_none())
+    /// that is what its permissions in NATS can say. Rooms marked `$` or `#`, names that match a pattern
+    /// and rooms that the application is asked about have rights from elsewhere, and are closed to it
+    /// otherwise.
+    fn covers(&self, action: Action, room: &RoomName, rules: &NamespaceRules) -> bool {
+        (!is_marked(room) && rules.channel_regex.is_none() && !rules.asks(action))
             || self.named_rooms().any(|named| named == room)
     }
 
@@ -275,6 +305,7 @@ impl Grants {
 
     fn by_rule(&self, action: Action, rules: &NamespaceRules, subscribed: bool) -> bool {
         match action {
+            _ if rules.asks(action) => false,
             Action::Subscribe => self.may(
                 rules.allow_subscribe_for_client,
                 rules.allow_subscribe_for_anonymous,

@@ -4,6 +4,7 @@
 pub mod callout;
 pub mod capability;
 pub mod grants;
+pub mod hook;
 pub mod render;
 mod rules;
 pub mod token;

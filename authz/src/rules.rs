@@ -3,6 +3,8 @@
 use regex::{Regex, RegexBuilder};
 use weir_nats::RoomName;
 
+use crate::grants::Action;
+
 /// Bytes that a `channel_regex` may take compiled.
 const PATTERN_MAX_BYTES: usize = 1 << 20;
 
@@ -37,11 +39,25 @@ pub struct NamespaceRules {
     pub allow_presence_for_anonymous: bool,
     /// Names with `#user1,user2` are for those users.
     pub allow_user_limited_channels: bool,
+    /// The application is asked who may subscribe. Of the rules above, that of subscribing then counts
+    /// for nobody.
+    pub subscribe_proxy_enabled: bool,
+    /// The application is asked who may publish what; the same.
+    pub publish_proxy_enabled: bool,
     /// What names of rooms must match; `None` takes all.
     pub channel_regex: Option<ChannelRegex>,
 }
 
 impl NamespaceRules {
+    /// True if the application is asked about an action.
+    pub(crate) fn asks(&self, action: Action) -> bool {
+        match action {
+            Action::Subscribe => self.subscribe_proxy_enabled,
+            Action::Publish => self.publish_proxy_enabled,
+            Action::History | Action::Presence => false,
+        }
+    }
+
     /// True if the namespace has a room of this name: else error 107.
     #[must_use]
     pub fn takes(&self, room: &RoomName) -> bool {

@@ -15,15 +15,17 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use weir_authz::hook::Closing;
 use weir_authz::token::Wanted;
 use weir_authz::{Permit, Verifier};
 use weir_history::Reader;
 use weir_nats::ambient::{random, since_1970};
 use weir_nats::message::join_info;
 use weir_nats::publish::{ANSWER_WITHIN, Outcome};
-use weir_nats::{Author, Door, Placements};
+use weir_nats::{Author, Door, Placements, RoomName};
 
 use crate::answers::{publish_reply, read_history, rpc_reply};
+use crate::hook::{Failure, Heard, Hooks, PassedOn, Question};
 use crate::hub::{Hub, JoinError, Joined};
 use crate::link::{Link, Signal};
 use crate::metrics::Metrics;
@@ -48,6 +50,8 @@ const LEAVE_LOOK: Duration = Duration::from_millis(20);
 /// A Close frame is sent if no more than this waits before it.
 const CLOSE_BEHIND_MAX_BYTES: usize = 4_096;
 
+mod hooks;
+
 /// What every connection of an edge shares.
 pub struct Edge {
     /// Settings.
@@ -66,6 +70,8 @@ pub struct Edge {
     pub verifier: Arc<Verifier>,
     /// For rpc.
     pub nats: Client,
+    /// The application's services that decide.
+    pub hooks: Hooks,
     /// Connections of each user.
     pub seats: Seats,
     /// The node's tasks.
@@ -83,9 +89,11 @@ struct Connection {
     /// The user's place, where places are counted.
     seat: Option<Seat>,
     decoder: Decoder,
+    /// Headers that hooks are told, where they want some.
+    passed_on: Option<Arc<PassedOn>>,
     /// Commands that came in a frame and are not carried out yet.
     commands: VecDeque<Command>,
-    /// The connect command waits for its token's key, and all others for it.
+    /// The connect command waits for its token's key or for a hook, and all others for it.
     connecting: bool,
     /// A join that is on its way; commands behind it wait.
     joining: Option<Joining>,
@@ -105,13 +113,30 @@ struct Slow {
     publishing: AtomicUsize,
     /// One page of history at a time is in memory for a connection.
     history: tokio::sync::Mutex<()>,
-    /// Commands whose token's key has been waited for. At most as many as may run.
-    fetched: Mutex<VecDeque<Command>>,
+    /// Questions to the application that wait for their answer.
+    asking: AtomicUsize,
+    /// Commands that have waited. At most as many as may run.
+    waited: Mutex<Waited>,
+}
+
+#[derive(Default)]
+struct Waited {
+    back: VecDeque<Back>,
+    /// The last publish in each room that waits for a hook.
+    last_in: Vec<(RoomName, CancellationToken)>,
+}
+
+/// A command that has waited for something beside the others.
+enum Back {
+    /// Its token's key was looked for.
+    Fetched(Command),
+    /// A hook answered, or did not.
+    Heard(Question, Result<Heard, Failure>),
 }
 
 impl Slow {
-    fn fetched(&self) -> MutexGuard<'_, VecDeque<Command>> {
-        self.fetched.lock().unwrap_or_else(PoisonError::into_inner)
+    fn waited(&self) -> MutexGuard<'_, Waited> {
+        self.waited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -121,14 +146,22 @@ enum End {
     Gone,
     /// The edge closes it.
     Close(DisconnectCode),
+    /// The application closes it.
+    CloseAs(Closing),
     /// The peer closed properly.
     Closed(u16),
     /// The peer broke WebSocket.
     Protocol(u16),
 }
 
-/// Drives one upgraded socket to its end. `first` is what was read beyond the handshake.
-pub async fn run(edge: Arc<Edge>, socket: TcpStream, first: Bytes) {
+/// Drives one upgraded socket to its end. `first` is what was read beyond the handshake, `passed_on` what
+/// hooks are told of its request.
+pub(crate) async fn run(
+    edge: Arc<Edge>,
+    socket: TcpStream,
+    first: Bytes,
+    passed_on: Option<Arc<PassedOn>>,
+) {
     let metrics = Arc::clone(&edge.metrics);
     metrics.connections_accepted.add_one();
     metrics.connections.add(1);
@@ -146,6 +179,7 @@ pub async fn run(edge: Arc<Edge>, socket: TcpStream, first: Bytes) {
         session,
         seat: None,
         decoder,
+        passed_on,
         commands: VecDeque::new(),
         connecting: false,
         joining: None,
@@ -181,6 +215,15 @@ async fn finish(link: &Link, metrics: &Metrics, client: &str, end: End) {
         End::Protocol(code) => {
             tracing::debug!(client, code, "connection closed");
             websocket::close_frame(code, "")
+        }
+        End::CloseAs(Closing { code, reason }) => {
+            if code < 4_500 {
+                metrics.closed_reconnect.add_one();
+            } else {
+                metrics.closed_terminal.add_one();
+            }
+            tracing::info!(client, code, reason, "connection closed by the application");
+            websocket::close_frame(code, &reason)
         }
         End::Close(code) => {
             if code.reconnects() {
@@ -320,10 +363,9 @@ impl Connection {
         }
         // Large replies to a slow reader wait for each other instead of making it too slow (3008).
         while self.joining.is_none() && self.link.outbox.has_reply_room() {
-            let fetched = self.slow.fetched().pop_front();
-            if let Some(command) = fetched {
-                self.connecting = false;
-                let effect = self.session.again(command, now());
+            let back = self.slow.waited().back.pop_front();
+            if let Some(back) = back {
+                let effect = self.again(back);
                 self.perform(effect)?;
                 continue;
             }
@@ -332,6 +374,7 @@ impl Connection {
             }
             if let Some(command) = self.commands.pop_front() {
                 self.edge.metrics.commands.add_one();
+                self.keep_headers(&command);
                 let effect = self.session.command(command, now());
                 self.perform(effect)?;
                 continue;
@@ -412,6 +455,7 @@ impl Connection {
                 self.reply(&frame);
             }
             Effect::Fetch(wanted, command) => self.fetch(wanted, command),
+            Effect::Ask(question) => self.ask(question),
             Effect::Join(join) => return self.join(join),
             Effect::Leave(membership, frame) => {
                 drop(membership);
@@ -423,11 +467,12 @@ impl Connection {
                 log,
                 info,
                 data,
+                key,
             } => {
                 let written = Written {
                     author: self.author(info.as_deref()),
                     data,
-                    key: None,
+                    key,
                 };
                 match log {
                     Some(log) => self.publish(id, &permit, log, written),
@@ -444,8 +489,20 @@ impl Connection {
             } => self.history(id, permit, request),
             Effect::Rpc { id, method, data } => self.rpc(id, &method, data),
             Effect::Close(code) => return Err(End::Close(code)),
+            Effect::CloseAs(closing) => return Err(End::CloseAs(closing)),
         }
         Ok(())
+    }
+
+    /// Feeds a command that has waited once more.
+    fn again(&mut self, back: Back) -> Effect {
+        match back {
+            Back::Fetched(command) => {
+                self.connecting = false;
+                self.session.again(command, now())
+            }
+            Back::Heard(question, heard) => self.heard(question, heard),
+        }
     }
 
     /// Takes a place among the user's connections. The anonymous user is many people.
@@ -476,7 +533,7 @@ impl Connection {
         {
             slow.running.fetch_sub(1, Ordering::AcqRel);
             // Fed again, it fails: what it holds of the session is given back there.
-            slow.fetched().push_back(command);
+            slow.waited().back.push_back(Back::Fetched(command));
             return;
         }
         self.connecting = matches!(command.kind, CommandKind::Connect(_));
@@ -484,7 +541,7 @@ impl Connection {
         self.edge.tasks.spawn(async move {
             wanted.wait().await;
             slow.running.fetch_sub(1, Ordering::AcqRel);
-            slow.fetched().push_back(command);
+            slow.waited().back.push_back(Back::Fetched(command));
             link.outbox.wake();
         });
     }
@@ -651,7 +708,7 @@ fn random_uuid() -> String {
 mod tests {
     use super::*;
 
-    fn future_bytes<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
+    fn future_bytes<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
         size_of::<F>()
     }
 

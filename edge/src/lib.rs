@@ -4,6 +4,7 @@ mod answers;
 mod catch_up;
 pub mod connection;
 pub mod door;
+pub mod hook;
 pub mod hub;
 pub mod link;
 pub mod metrics;

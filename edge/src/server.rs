@@ -176,6 +176,7 @@ async fn upgrade(State(edge): State<Arc<Edge>>, mut request: Request) -> Respons
     let upgrade = hyper::upgrade::on(&mut request);
     let admitted = request.extensions_mut().remove::<Admitted>();
     let protocol = websocket::choose_protocol(request.headers());
+    let passed_on = edge.hooks.of_request(request.headers()).map(Arc::new);
     let task_edge = Arc::clone(&edge);
     edge.tasks.spawn(async move {
         let edge = task_edge;
@@ -188,7 +189,7 @@ async fn upgrade(State(edge): State<Arc<Edge>>, mut request: Request) -> Respons
         };
         let socket = parts.io.into_inner();
         prepare(&socket, edge.settings.bounds.kernel_unsent_max_bytes);
-        Box::pin(connection::run(edge, socket, parts.read_buf)).await;
+        Box::pin(connection::run(edge, socket, parts.read_buf, passed_on)).await;
         drop(admitted);
     });
     let mut response = Response::builder()

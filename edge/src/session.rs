@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
-use weir_authz::token::Wanted;
+use weir_authz::hook::{Closing, Refusal};
+use weir_authz::token::{SubscribeOptions, Wanted};
 use weir_authz::{Action, Denied, Grants, Permit, Verifier};
 use weir_nats::ambient::random;
 use weir_nats::{RoomName, Seq};
 
 use crate::door::check_format;
+use crate::hook::Question;
 use crate::hub::{Joined, Membership, Since};
 use crate::protocol::code::{DisconnectCode, ErrorCode, UnsubscribeCode};
 use crate::protocol::{Command, CommandKind, History, Subscribe, SubscribeResult, json};
@@ -26,6 +28,7 @@ const FLAG_FAIL_UNRECOVERED: i64 = 2;
 /// Replies of error 111 after which the connection is closed (3013).
 const LIMITED_MAX: u32 = 1_000;
 
+mod hooks;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -43,6 +46,9 @@ pub(crate) enum Effect {
     /// The command's token needs a key that is not here: wait for it, beside the other commands, then
     /// call [`Session::again`]. Nothing follows a connect until then.
     Fetch(Wanted, Command),
+    /// The application decides: ask it, beside the other commands, then call [`Session::heard`]. Nothing
+    /// follows a connect until then, and publishes in one room are heard in the order they were asked.
+    Ask(Question),
     /// Join a room, then call [`Session::joined`].
     Join(Join),
     /// Leave the room and send this frame.
@@ -55,6 +61,8 @@ pub(crate) enum Effect {
         /// Public info of the author in this room.
         info: Option<String>,
         data: Bytes,
+        /// The application's idempotency key.
+        key: Option<String>,
     },
     /// Read back, and answer.
     History {
@@ -70,6 +78,8 @@ pub(crate) enum Effect {
     },
     /// Send the frame if there is one, then close.
     Close(DisconnectCode),
+    /// Close as the application says.
+    CloseAs(Closing),
 }
 
 /// A join on its way.
@@ -111,17 +121,30 @@ enum Phase {
 struct Connected {
     grants: Grants,
     info: Option<String>,
+    /// For the application's services only.
+    meta: Option<String>,
     /// When the connection expires, for the timer and for the wire.
     expires: Option<Instant>,
+    /// When the application is asked whether it goes on; `None` while it is asked, and where it never is.
+    refresh_at: Option<Instant>,
     subscriptions: HashMap<RoomName, Place>,
     /// When subscriptions by token expire; most have no end and are not here.
     expiring: HashMap<RoomName, Instant>,
 }
 
+/// A subscription that may be made.
+struct Allowed {
+    permit: Permit,
+    expires_at_s: Option<i64>,
+    /// The client is told so, as it has a token to refresh. Else it subscribes again when it ends.
+    tells: bool,
+    options: SubscribeOptions,
+}
+
 /// How far a subscription is. Each counts against the limit of channels.
 #[derive(Debug)]
 enum Place {
-    /// The command of this id waits for its token's key.
+    /// The command of this id waits for its token's key, or for a hook.
     Waiting(u32),
     /// The join is on its way.
     Joining,
@@ -265,6 +288,7 @@ impl Session {
                 connected.subscriptions.insert(room, Place::Joining);
                 Effect::Join(join)
             }
+            Err(Refused::Ask) => self.ask_subscribe(id, room, subscribe),
             Err(Refused::Wanted(wanted)) => {
                 connected.subscriptions.insert(room, Place::Waiting(id));
                 let kind = CommandKind::Subscribe(subscribe);
@@ -316,20 +340,42 @@ impl Session {
             return Err(Refused::Close(DisconnectCode::BAD_REQUEST));
         }
         let rules = &namespace.rules;
-        let (permit, claims) = if subscribe.token.is_empty() {
+        let allowed = if subscribe.token.is_empty() {
             let permit = connected
                 .grants
-                .check(Action::Subscribe, room, rules, false)?;
-            (permit, None)
+                .check(Action::Subscribe, room, rules, false);
+            match permit {
+                Err(Denied) if self.may_ask(Action::Subscribe, room) => return Err(Refused::Ask),
+                permit => Allowed {
+                    permit: permit?,
+                    expires_at_s: None,
+                    tells: false,
+                    options: SubscribeOptions::default(),
+                },
+            }
         } else {
             let claims = self.subscription_claims(Some(room), &subscribe.token, now);
             let claims = claims.map_err(|error| self.refused_subscribe(error))?;
-            let permit = connected.grants.check_with_token(&claims, room, rules)?;
-            (permit, Some(claims))
+            Allowed {
+                permit: connected.grants.check_with_token(&claims, room, rules)?,
+                expires_at_s: claims.expires_at_s,
+                tells: true,
+                options: claims.options,
+            }
         };
-        let expires_at_s = claims.as_ref().and_then(|claims| claims.expires_at_s);
-        let ttl_s = expires_at_s.map(|at| ttl(at, now.unix_s));
-        let options = claims.map(|claims| claims.options).unwrap_or_default();
+        Ok(Self::plan(id, namespace, subscribe, allowed, now))
+    }
+
+    /// The join of a subscription that may be made.
+    fn plan(
+        id: u32,
+        namespace: &Namespace,
+        subscribe: &Subscribe,
+        allowed: Allowed,
+        now: Now,
+    ) -> Join {
+        let ttl_s = allowed.expires_at_s.map(|at| ttl(at, now.unix_s));
+        let options = allowed.options;
         let overrides = options.overrides;
         let force_recovery = overrides.force_recovery.unwrap_or(namespace.force_recovery);
         let force_positioning = overrides
@@ -346,18 +392,18 @@ impl Session {
             epoch: (!subscribe.epoch.is_empty()).then(|| subscribe.epoch.clone()),
             offset: Seq::new(subscribe.offset.min(Seq::MAX.get())),
         });
-        Ok(Join {
+        Join {
             id,
-            permit,
+            permit: allowed.permit,
             since,
             recoverable,
             positioned,
             fail_unrecovered: subscribe.flag & FLAG_FAIL_UNRECOVERED != 0,
-            ttl_s,
+            ttl_s: ttl_s.filter(|_| allowed.tells),
             expires: after(ttl_s, now),
             info: options.info,
             data: options.data,
-        })
+        }
     }
 
     /// Feeds what became of a join; the frame to send. The membership is released afterwards by
@@ -463,22 +509,27 @@ impl Session {
 
     fn publish(&self, id: u32, channel: &str, data: Bytes) -> Effect {
         let checked = self.room(channel).and_then(|(room, namespace)| {
-            let permit = self.permit(Action::Publish, &room, namespace)?;
+            let permit = match self.permit(Action::Publish, &room, namespace) {
+                Err(_) if self.may_ask(Action::Publish, &room) => None,
+                permit => Some(permit?),
+            };
             if data.is_empty() {
                 return Err(Refused::bad());
             }
             check_format(namespace.data_format, &data).map_err(|_| Refused::bad())?;
             let log = namespace.stored.then(|| namespace.log.clone());
-            Ok((permit, log, self.info_in(&room)))
+            Ok((permit, log, room))
         });
         match checked {
-            Ok((permit, log, info)) => Effect::Publish {
+            Ok((Some(permit), log, room)) => Effect::Publish {
                 id,
                 permit,
                 log,
-                info,
+                info: self.info_in(&room),
                 data,
+                key: None,
             },
+            Ok((None, _, room)) => self.ask_publish(id, room, data),
             Err(refused) => refused.effect(id),
         }
     }
@@ -567,7 +618,8 @@ impl Session {
                 let expires = connected.expires.map(|at| at + client.expired_close_delay);
                 let subscription = connected.expiring.values().min();
                 let subscription = subscription.map(|at| *at + client.expired_sub_close_delay);
-                let all = [self.ping_due, self.pong_due, expires, subscription];
+                let refresh = connected.refresh_at;
+                let all = [self.ping_due, self.pong_due, expires, subscription, refresh];
                 let far = self.opened + Duration::from_secs(365 * 24 * 3_600);
                 all.into_iter().flatten().min().unwrap_or(far)
             }
@@ -577,7 +629,7 @@ impl Session {
     /// Polls the timers.
     pub(crate) fn timer(&mut self, now: Instant) -> Effect {
         let client = &self.settings.client;
-        match &self.phase {
+        match &mut self.phase {
             Phase::New | Phase::Unusable => {
                 if now >= self.opened + client.stale_close_delay {
                     return Effect::Close(DisconnectCode::STALE);
@@ -589,6 +641,9 @@ impl Session {
                     .is_some_and(|at| now >= at + client.expired_close_delay)
                 {
                     return Effect::Close(DisconnectCode::EXPIRED);
+                }
+                if connected.refresh_at.take_if(|at| now >= *at).is_some() {
+                    return self.ask_refresh();
                 }
                 let delay = client.expired_sub_close_delay;
                 let mut expiring = connected.expiring.iter();
@@ -632,6 +687,11 @@ enum Refused {
     Close(DisconnectCode),
     /// Not yet: its key has to be fetched.
     Wanted(Wanted),
+    /// Not yet: the application decides.
+    Ask,
+    /// By the application.
+    ByHook(Refusal),
+    CloseAs(Closing),
 }
 
 impl Refused {
@@ -643,8 +703,17 @@ impl Refused {
         match self {
             Self::Error(code) => Effect::Reply(json::error(id, code)),
             // Whoever can wait has taken it out before.
-            Self::Wanted(_) => Effect::Reply(json::error(id, ErrorCode::INTERNAL)),
+            Self::Wanted(_) | Self::Ask => Effect::Reply(json::error(id, ErrorCode::INTERNAL)),
+            Self::ByHook(refusal) => {
+                let code = ErrorCode {
+                    code: refusal.code,
+                    message: "",
+                    temporary: refusal.temporary,
+                };
+                Effect::Reply(json::error_text(id, code, &refusal.message))
+            }
             Self::Close(code) => Effect::Close(code),
+            Self::CloseAs(closing) => Effect::CloseAs(closing),
         }
     }
 }

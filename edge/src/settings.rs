@@ -7,6 +7,7 @@ use std::time::Duration;
 use weir_authz::{Grants, NamespaceRules};
 use weir_history::Window;
 
+use crate::hook::HookSettings;
 use crate::outbox::OutboxLimits;
 use crate::rate::Rate;
 use crate::room::RingLimits;
@@ -26,6 +27,8 @@ pub struct EdgeSettings {
     pub door: DoorSettings,
     /// Over how long connections are closed when the edge goes away.
     pub shutdown_spread: Duration,
+    /// What the application's services are asked.
+    pub hooks: HookSettings,
     /// Bounds that have no key of Centrifugo's.
     pub bounds: Bounds,
 }

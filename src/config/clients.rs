@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::hooks::ClientProxies;
 use super::tokens::{SubscriptionToken, Token};
 
 /// `[websocket]`
@@ -59,6 +60,8 @@ pub struct Client {
     pub history_max_publication_limit: u32,
     /// Publications of one recovery reply; a longer recovery goes on as pushes.
     pub recovery_max_publication_limit: u32,
+    /// `[client.proxy]`
+    pub proxy: ClientProxies,
     /// `[client.token]`
     pub token: Token,
     /// `[client.subscription_token]`
@@ -86,6 +89,7 @@ impl Default for Client {
             expired_sub_close_delay: Duration::from_secs(25),
             history_max_publication_limit: 300,
             recovery_max_publication_limit: 300,
+            proxy: ClientProxies::default(),
             token: Token::default(),
             subscription_token: SubscriptionToken::default(),
         }

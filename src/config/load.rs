@@ -11,7 +11,7 @@ use super::read::{Reader, Section};
 use super::{
     Archive, ArchiveKind, Channels, Client, Config, ConfigFile, DEMO, DataFormat, Door, History,
     HttpServer, Log, LogFormat, LogOptions, Namespace, Nats, NatsServer, NatsUser, Problem,
-    Publish, Room, Rpc, Secret, Shutdown, Sources, Storage, WebSocket, rules, tokens,
+    Publish, Room, Rpc, Secret, Shutdown, Sources, Storage, WebSocket, hooks, rules, tokens,
 };
 
 /// Everything that is wrong with a configuration. Never empty.
@@ -145,6 +145,10 @@ fn read_config(root: &mut Section<'_>) -> Config {
         archive: read_archive(&mut root.section("archive")),
         rpc: read_rpc(&mut root.section("rpc")),
         door: read_door(&mut root.section("door")),
+        hooks: hooks::read_hooks(&mut root.section("hooks")),
+        proxies: root
+            .list("proxies", |name, table| (name, hooks::read_proxy(table)))
+            .unwrap_or_default(),
         nats: read_nats(&mut root.section("nats")),
         auth_callout: tokens::read_callout(&mut root.section("auth_callout")),
         nats_server: read_nats_server(&mut root.section("nats_server")),
@@ -218,6 +222,7 @@ fn read_client(s: &mut Section<'_>) -> Client {
             d.recovery_max_publication_limit,
             1..=10_000,
         ),
+        proxy: hooks::read_client_proxies(&mut s.section("proxy")),
         token: tokens::read_token(&mut s.section("token")),
         subscription_token: tokens::read_subscription_token(&mut s.section("subscription_token")),
     }
@@ -225,6 +230,7 @@ fn read_client(s: &mut Section<'_>) -> Client {
 
 fn read_channels(s: &mut Section<'_>) -> Channels {
     Channels {
+        proxy: hooks::read_channel_proxies(&mut s.section("proxy")),
         without_namespace: read_namespace(&mut s.section("without_namespace")),
         namespaces: s
             .list("namespaces", |name, table| (name, read_namespace(table)))
@@ -287,6 +293,7 @@ fn read_namespace(s: &mut Section<'_>) -> Namespace {
             d.publication_data_format,
             &formats,
         ),
+        proxies: hooks::read_namespace_proxies(s),
     }
 }
 

@@ -1,8 +1,9 @@
 //! Knows: every key of Weir, its type, its unit and its default: about clients (clients.rs), rooms and what is kept of
-//! them (rooms.rs), the process (process.rs). Names and meanings are Centrifugo's where it has them.
+//! them (rooms.rs), what the application is asked (hooks.rs), the process (process.rs). Names and meanings are Centrifugo's where it has them.
 //! Never: the types of other crates (`node.rs` builds those), a port, a socket.
 
 mod clients;
+mod hooks;
 mod load;
 mod process;
 mod read;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use subtle::ConstantTimeEq as _;
 
 pub use clients::{Client, Door, Room, Rpc, WebSocket};
+pub use hooks::{ChannelProxies, ClientProxies, Hooks, NATS, NamespaceProxies, Proxy};
 pub use load::{ConfigErrors, Loaded};
 pub use process::{HttpServer, Log, LogFormat, Nats, NatsServer, NatsUser, OPERATOR, Shutdown};
 pub use read::{Problem, Sources, parse_duration};
@@ -93,6 +95,10 @@ pub struct Config {
     pub rpc: Rpc,
     /// `[door]`
     pub door: Door,
+    /// `[hooks]`
+    pub hooks: Hooks,
+    /// `[[proxies]]`: hooks that namespaces name.
+    pub proxies: Vec<(String, Proxy)>,
     /// `[nats]`
     pub nats: Nats,
     /// `[auth_callout]`
@@ -119,6 +125,8 @@ impl Default for Config {
             archive: Archive::default(),
             rpc: Rpc::default(),
             door: Door::default(),
+            hooks: Hooks::default(),
+            proxies: Vec::new(),
             nats: Nats::default(),
             auth_callout: AuthCallout::default(),
             nats_server: NatsServer::default(),

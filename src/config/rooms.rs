@@ -4,9 +4,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::hooks::{ChannelProxies, NamespaceProxies};
+
 /// `[channel]`
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Channels {
+    /// `[channel.proxy]`
+    pub proxy: ChannelProxies,
     /// `[channel.without_namespace]`: rooms whose name has no `ns:`.
     pub without_namespace: Namespace,
     /// `[[channel.namespaces]]`: name and options, in the order of the file.
@@ -65,6 +69,8 @@ pub struct Namespace {
     pub channel_regex: String,
     /// What a payload must be.
     pub publication_data_format: DataFormat,
+    /// What the application is asked about.
+    pub proxies: NamespaceProxies,
 }
 
 impl Default for Namespace {
@@ -89,6 +95,7 @@ impl Default for Namespace {
             allow_user_limited_channels: false,
             channel_regex: String::new(),
             publication_data_format: DataFormat::Json,
+            proxies: NamespaceProxies::default(),
         }
     }
 }

@@ -11,16 +11,16 @@ use super::{Archive, ArchiveKind, Config, Namespace, Problem};
 /// Names of streams and buckets that are not logs.
 const RESERVED_LOGS: [&str; 4] = ["weir", "kv", "obj", "mqtt"];
 /// SDKs give up on a command after this long.
-const SDK_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const SDK_TIMEOUT: Duration = Duration::from_secs(5);
 
-struct Rules<'a> {
+pub(super) struct Rules<'a> {
     origins: &'a BTreeMap<String, String>,
     file_name: &'a str,
     problems: &'a mut Vec<Problem>,
 }
 
 impl Rules<'_> {
-    fn bad(&mut self, key: &str, what: impl Into<String>, remedy: impl Into<String>) {
+    pub(super) fn bad(&mut self, key: &str, what: impl Into<String>, remedy: impl Into<String>) {
         // A key that was not given itself is blamed where its table begins.
         let at = self
             .origins
@@ -39,7 +39,7 @@ impl Rules<'_> {
         self.problems.push(problem);
     }
 
-    fn at_least(&mut self, key: &str, value: Duration, least: Duration) {
+    pub(super) fn at_least(&mut self, key: &str, value: Duration, least: Duration) {
         if value < least {
             self.bad(
                 key,
@@ -68,6 +68,7 @@ pub(super) fn check(
     logs(config, &mut rules);
     namespaces(config, &mut rules);
     sizes_and_times(config, &mut rules);
+    super::hooks::check_all(config, &mut rules, warnings);
 }
 
 fn listeners(config: &Config, rules: &mut Rules<'_>) {
@@ -166,9 +167,10 @@ fn client(config: &Config, rules: &mut Rules<'_>, warnings: &mut Vec<String>) {
     if client.token.all("").is_empty()
         && !client.allow_anonymous_connect_without_token
         && !client.insecure
+        && client.proxy.connect.is_none()
     {
         warnings.push(
-            "no browser can connect: set client.token.hmac_secret_key or another key, or \
+            "no browser can connect: set client.token.hmac_secret_key or another key, client.proxy.connect, or \
              client.allow_anonymous_connect_without_token = true"
                 .into(),
         );

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::*;
 
+mod hooks;
 mod tokens;
 
 const SHIPPED: &str = include_str!("../../deploy/weir.toml");

@@ -181,6 +181,7 @@ impl Default for AuthCallout {
             "ops",
             "bot",
             "dev1",
+            "backend",
         ];
         Self {
             enabled: false,

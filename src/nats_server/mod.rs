@@ -375,6 +375,7 @@ impl Launch {
             ("OPS_PASSWORD", secret(&users.ops)),
             ("BOT_PASSWORD", secret(&users.bot)),
             ("DEV1_PASSWORD", secret(&users.dev1)),
+            ("BACKEND_PASSWORD", secret(&users.backend)),
             ("WEIR_AUTH_PASSWORD", secret(&users.weir_auth)),
             ("WEIR_KICK_PASSWORD", secret(&users.weir_kick)),
             ("AUTH_ISSUER", quoted(&self.issuer)),

@@ -25,6 +25,8 @@ struct Kept {
     dev1: String,
     // A data folder of before the auth callout has none of these yet.
     #[serde(default)]
+    backend: String,
+    #[serde(default)]
     weir_auth: String,
     #[serde(default)]
     weir_kick: String,
@@ -55,6 +57,8 @@ pub struct Passwords {
     pub bot: Secret,
     /// A device.
     pub dev1: Secret,
+    /// The application's services, which decide where they are asked.
+    pub backend: Secret,
     /// Answers the auth callout.
     pub weir_auth: Secret,
     /// Counts and ends connections.
@@ -68,7 +72,7 @@ pub struct Passwords {
 }
 
 impl Passwords {
-    /// Reads them, or makes them at the first start. With `demo` the three demo users have their names.
+    /// Reads them, or makes them at the first start. With `demo` the four demo users have their names.
     ///
     /// # Errors
     /// The file cannot be read, written or understood.
@@ -113,6 +117,7 @@ impl Passwords {
             ops: shown("ops", kept.ops),
             bot: shown("bot", kept.bot),
             dev1: shown("dev1", kept.dev1),
+            backend: shown("backend", kept.backend),
             weir_auth: Secret::new(kept.weir_auth),
             weir_kick: Secret::new(kept.weir_kick),
             auth_issuer_seed: Secret::new(kept.auth_issuer_seed),
@@ -132,6 +137,7 @@ fn make() -> std::io::Result<Kept> {
         ops: random_hex(12)?,
         bot: random_hex(12)?,
         dev1: random_hex(12)?,
+        backend: String::new(),
         weir_auth: String::new(),
         weir_kick: String::new(),
         auth_issuer_seed: String::new(),
@@ -143,6 +149,7 @@ fn make() -> std::io::Result<Kept> {
 /// Makes what is not there yet.
 fn complete(kept: &mut Kept) -> std::io::Result<()> {
     let passwords = [
+        &mut kept.backend,
         &mut kept.weir_auth,
         &mut kept.weir_kick,
         &mut kept.token_secret,

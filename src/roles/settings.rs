@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use weir_authz::{ChannelRegex, NamespaceRules};
+use weir_edge::hook::HookSettings;
 use weir_edge::outbox::OutboxLimits;
 use weir_edge::rate::Rate;
 use weir_edge::room::RingLimits;
@@ -137,6 +138,8 @@ pub(super) fn edge_settings(config: &Config) -> EdgeSettings {
             static_users: config.auth_callout.enabled.then(|| static_users(config)),
         },
         shutdown_spread: config.shutdown.spread,
+        // They may fail, so `crate::hooks` makes them.
+        hooks: HookSettings::default(),
         bounds: Bounds {
             rooms_max: config.room.limit as usize,
             ring: RingLimits {
@@ -190,6 +193,8 @@ fn namespace(options: &config::Namespace) -> Namespace {
             allow_history_for_client: options.allow_history_for_client,
             allow_history_for_anonymous: options.allow_history_for_anonymous,
             allow_user_limited_channels: options.allow_user_limited_channels,
+            subscribe_proxy_enabled: options.proxies.subscribe_proxy_enabled,
+            publish_proxy_enabled: options.proxies.publish_proxy_enabled,
             channel_regex: (!options.channel_regex.is_empty()).then(|| {
                 ChannelRegex::parse(&options.channel_regex).expect("the configuration was checked")
             }),

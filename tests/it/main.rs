@@ -24,6 +24,7 @@ mod figures;
 mod forged;
 mod frozen;
 mod harness;
+mod hooks;
 mod hostile;
 #[path = "../support/jwks.rs"]
 #[allow(dead_code, reason = "each test uses its part")]

@@ -47,6 +47,8 @@ const NEVER_HEARD: &[&str] = &[
     "_R_.>",
     "weir.>",
 ];
+/// Subjects that only the application's services may hear: an answer to one lets somebody in.
+const HOOKS: &[&str] = &["hook.>", "hook.*", "hook.connect", "hook.subscribe.vip"];
 
 struct User {
     name: &'static str,
@@ -97,6 +99,21 @@ const USERS: &[User] = &[
         may_not_hear: &["who.chat.lobby", "hook.connect", "_INBOX.dev1.>"],
     },
     User {
+        name: "backend",
+        may_publish: &["say.backend.chat.lobby", "history.backend.chat.lobby"],
+        may_not_publish: &[
+            "say.bot.chat.lobby",
+            "history.dev1.chat.lobby",
+            "hook.subscribe",
+            "hook.publish",
+            "hook.refresh",
+            "weir.disconnect",
+            "$SRV.PING",
+        ],
+        may_hear: &["hook.>", "hook.connect", "rpc.add", "_INBOX.backend.>"],
+        may_not_hear: &["room.chat.lobby", "who.chat.lobby", "_INBOX.dev1.>"],
+    },
+    User {
         name: "ops",
         may_publish: &[
             "say.ops.chat.lobby",
@@ -125,6 +142,8 @@ const OWN: &[Row] = &[
             "log.x.1._.=check",
             "eph._.=check",
             "who._.=check",
+            "rpc.=check",
+            "hook.=check",
             "weir.check",
             "$JS.API.INFO",
             "$JS.API.STREAM.MSG.DELETE.NONE",
@@ -161,6 +180,7 @@ const OWN: &[Row] = &[
             "$JS.API.STREAM.MSG.DELETE.ROOMS_0",
             "$KV.weir.erase.x",
             "_INBOX.ops.x",
+            "hook.connect",
         ],
         &["_INBOX.weir_read.x"],
         &[">", "room.>", "_INBOX.>", "say.>"],
@@ -179,6 +199,7 @@ const OWN: &[Row] = &[
             "$SRV.PING",
             "_INBOX",
             "rpc.x",
+            "hook.connect",
         ],
         &["say.*.*.*", "history.*.*.*", "weir.>", "$SRV.PING"],
         &[">", "room.>", "_INBOX.>", "say.>", "log.>"],
@@ -248,7 +269,8 @@ fn users_may_do_what_the_design_says_and_nothing_else() {
             let operators = subject.starts_with("_INBOX.") || **subject == "weir.>";
             user.name != "ops" || !operators
         });
-        for subject in forbidden.chain(user.may_not_hear) {
+        let hooks = HOOKS.iter().filter(|_| user.name != "backend");
+        for subject in forbidden.chain(hooks).chain(user.may_not_hear) {
             assert!(
                 !nats.may_subscribe(subject),
                 "{} may hear {subject}",
@@ -269,7 +291,7 @@ fn users_may_do_what_the_design_says_and_nothing_else() {
         for subject in *may_hear {
             assert!(nats.may_subscribe(subject), "{name} must hear {subject}");
         }
-        for subject in *may_not_hear {
+        for subject in may_not_hear.iter().chain(HOOKS) {
             assert!(!nats.may_subscribe(subject), "{name} may hear {subject}");
         }
     }

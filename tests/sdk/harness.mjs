@@ -222,7 +222,7 @@ replication_factor = 1
   /** A NATS connection of a user, closed when the test ends. Weir's own users have their passwords in the data folder. */
   async nats(t, user) {
     const passwords = JSON.parse(readFileSync(join(this.data, "nats-server", "passwords.json"), "utf8"));
-    const demo = ["ops", "bot", "dev1"].includes(user);
+    const demo = ["ops", "bot", "dev1", "backend"].includes(user);
     const nats = await connect({ servers: `127.0.0.1:${this.#ports.nats}`, user, pass: demo ? user : passwords[user],
       inboxPrefix: `_INBOX.${user}`, reconnect: false });
     t.after(() => nats.close());

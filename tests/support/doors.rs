@@ -106,12 +106,18 @@ impl World {
         rules.takes(room) && may(action, may(Action::Subscribe, false))
     }
 
-    /// True where only a socket can tell: rights that come from a name or a pattern, in a room that the
-    /// token does not name.
-    pub(crate) fn is_for_sockets(&self, room: &RoomName) -> bool {
+    /// True where only a socket can tell: rights that come from a name, a pattern or a hook, in a room that
+    /// the token does not name.
+    pub(crate) fn is_for_sockets(&self, action: Action, room: &RoomName) -> bool {
         let by_name = room.is_private() || room.limited_to().is_some();
         let is_named = |capability: &Capability| capability.scope == Scope::Room(room.clone());
-        (by_name || self.rules(room).channel_regex.is_some())
+        let rules = self.rules(room);
+        let by_hook = match action {
+            Action::Subscribe => rules.subscribe_proxy_enabled,
+            Action::Publish => rules.publish_proxy_enabled,
+            Action::History | Action::Presence => false,
+        };
+        (by_name || by_hook || rules.channel_regex.is_some())
             && !self.claims.capabilities.iter().any(is_named)
     }
 }
@@ -181,6 +187,9 @@ fn rules(rng: &mut Rng, name: Option<&str>) -> NamespaceRules {
         allow_presence_for_client: coin(),
         allow_presence_for_anonymous: coin(),
         allow_user_limited_channels: coin(),
+        // Hooks in one of four, so that there is enough of either kind.
+        subscribe_proxy_enabled: name == Some("a-_9") && coin(),
+        publish_proxy_enabled: name == Some("a-_9") && coin(),
         channel_regex: (name == Some("numbers")).then(|| ChannelRegex::parse("^[0-9]+$").unwrap()),
     }
 }

@@ -144,7 +144,7 @@ struct RawOptions {
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct RawOverrides {
+pub(crate) struct RawOverrides {
     presence: Option<Switch>,
     join_leave: Option<Switch>,
     force_push_join_leave: Option<Switch>,
@@ -319,24 +319,29 @@ impl RawClaims {
 
 impl RawOptions {
     fn read(self) -> Result<SubscribeOptions, TokenError> {
-        let overrides = self.overrides.unwrap_or_default();
-        let value = |switch: Option<Switch>| switch.map(|switch| switch.value);
         Ok(SubscribeOptions {
             info: json(self.info, self.b64info, "b64info")?,
             data: json(self.data, self.b64data, "b64data")?,
-            overrides: Overrides {
-                presence: value(overrides.presence),
-                join_leave: value(overrides.join_leave),
-                force_push_join_leave: value(overrides.force_push_join_leave),
-                force_positioning: value(overrides.force_positioning),
-                force_recovery: value(overrides.force_recovery),
-            },
+            overrides: self.overrides.unwrap_or_default().read(),
         })
     }
 }
 
+impl RawOverrides {
+    pub(crate) fn read(self) -> Overrides {
+        let value = |switch: Option<Switch>| switch.map(|switch| switch.value);
+        Overrides {
+            presence: value(self.presence),
+            join_leave: value(self.join_leave),
+            force_push_join_leave: value(self.force_push_join_leave),
+            force_positioning: value(self.force_positioning),
+            force_recovery: value(self.force_recovery),
+        }
+    }
+}
+
 /// A claim or its base64 twin, which wins as in Centrifugo. It is shown to JSON clients, so it is JSON.
-fn json(
+pub(crate) fn json(
     plain: Option<Box<RawValue>>,
     b64: Option<String>,
     name: &str,
@@ -353,7 +358,7 @@ fn json(
 }
 
 /// Line breaks are white space in JSON, and headers cannot hold them.
-fn one_line(json: &RawValue) -> String {
+pub(crate) fn one_line(json: &RawValue) -> String {
     json.get().replace(['\r', '\n'], "")
 }
 

@@ -1,4 +1,4 @@
-//! Knows: one GET of one configured address, within bounds: no redirects, no proxies, no cookies, 64
+//! Knows: addresses that the configuration names, and one GET of one, within bounds: no redirects, no proxies, no cookies, 64
 //! KiB, 2 s. Never: tokens, keys, how often it is asked.
 
 use std::fmt;
@@ -101,6 +101,18 @@ impl Address {
             uri,
             tls,
         })
+    }
+
+    /// The address itself.
+    #[must_use]
+    pub fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    /// How its certificate is verified; `None` for plain HTTP.
+    #[must_use]
+    pub fn tls(&self) -> Option<&Arc<ClientConfig>> {
+        self.tls.as_ref().map(|(config, _)| config)
     }
 
     /// Whether others on the way could read and change what comes: plain HTTP to another machine.

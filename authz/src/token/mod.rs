@@ -7,7 +7,7 @@
 //!      → claims (times, audience, issuer, user)             only what a signature covers
 //! ```
 
-mod claims;
+pub(crate) mod claims;
 mod endpoint;
 mod http;
 mod jwks;

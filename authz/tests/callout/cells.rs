@@ -43,7 +43,7 @@ async fn what_nats_server_allows_a_socket_may_do_and_the_other_way_round_but_for
                             socket || !native,
                             "NATS allows what a socket may not: {case}"
                         );
-                        if !world.is_for_sockets(room) {
+                        if !world.is_for_sockets(action, room) {
                             assert_eq!(native, socket, "{case}");
                         }
                         cells += 1;

@@ -43,7 +43,7 @@ const NEVER: [&str; 30] = [
 ];
 
 /// What nobody with a token may hear.
-const NEVER_HEARD: [&str; 22] = [
+const NEVER_HEARD: [&str; 24] = [
     ">",
     "*",
     "*.>",
@@ -66,6 +66,8 @@ const NEVER_HEARD: [&str; 22] = [
     "_INBOX.*.>",
     "_INBOX.bot.>",
     "weir.>",
+    "hook.>",
+    "hook.connect",
 ];
 
 pub(crate) struct Role {

@@ -21,13 +21,14 @@ use weir_nats::connect::{ConnectConfig, Credentials, LinkTimes};
 use crate::ports::free_port;
 
 const CONFIG: &str = include_str!("../../../deploy/nats.conf");
-pub(crate) const STATIC_USERS: [&str; 9] = [
+pub(crate) const STATIC_USERS: [&str; 10] = [
     "weir",
     "weir_read",
     "weir_door",
     "ops",
     "bot",
     "dev1",
+    "backend",
     "weir_auth",
     "weir_kick",
     "sys",

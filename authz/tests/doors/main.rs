@@ -41,7 +41,7 @@ fn nats_permissions_never_allow_more_than_a_socket_and_less_only_where_no_subjec
                         socket || !native,
                         "NATS allows what a socket may not: {case}"
                     );
-                    if world.is_for_sockets(room) {
+                    if world.is_for_sockets(action, room) {
                         assert!(!native, "by a name or pattern only: {case}");
                         only_sockets += u32::from(socket);
                     } else {

@@ -4,6 +4,8 @@
 pub mod code;
 pub mod json;
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use weir_nats::{Epoch, Seq};
 
@@ -88,6 +90,8 @@ pub struct Connect {
     pub name: String,
     /// The client library's version.
     pub version: String,
+    /// Headers that the client could not give in its HTTP request.
+    pub headers: BTreeMap<String, String>,
 }
 
 /// `SubscribeRequest`.
@@ -117,6 +121,8 @@ pub struct Subscribe {
     pub delta: String,
     /// A tags filter was given.
     pub has_tags_filter: bool,
+    /// For the application.
+    pub data: Option<Bytes>,
 }
 
 /// `HistoryRequest`.
@@ -164,4 +170,6 @@ pub struct ConnectResult {
     pub ttl_s: Option<u32>,
     /// Seconds between pings; 0 for none.
     pub ping_s: u32,
+    /// For the client, JSON, from the application.
+    pub data: Option<String>,
 }

@@ -6,10 +6,12 @@ use weir_authz::{ChannelRegex, NamespaceRules};
 use weir_history::Window;
 
 use super::*;
+use crate::hook::HookSettings;
 use crate::hub::JoinError;
 use crate::rate::Rate;
 use crate::settings::{Bounds, ClientSettings, DataFormat, DoorSettings};
 
+mod hooks;
 mod tokens;
 
 const UNIX_S: i64 = 1_800_000_000;
@@ -112,6 +114,7 @@ fn settings() -> EdgeSettings {
         rpc_timeout: Duration::from_secs(4),
         door: DoorSettings::default(),
         shutdown_spread: Duration::ZERO,
+        hooks: HookSettings::default(),
         bounds: Bounds::default(),
     }
 }
@@ -176,6 +179,7 @@ fn text(effect: Effect) -> String {
         }
         Effect::Connected(bytes) => format!("connected {}", frame(bytes)),
         Effect::Fetch(_, command) => format!("fetch for {}", command.id),
+        Effect::Ask(question) => format!("ask for {}", question.id),
         Effect::Join(join) => {
             let since = join.since.map(|since| (since.offset.get(), since.epoch));
             format!("join {} {since:?}", join.permit.room())
@@ -190,6 +194,7 @@ fn text(effect: Effect) -> String {
         Effect::History { permit, .. } => format!("history {}", permit.room()),
         Effect::Rpc { method, .. } => format!("rpc {method}"),
         Effect::Close(code) => format!("close {}", code.code),
+        Effect::CloseAs(closing) => format!("close {}", closing.code),
     }
 }
 

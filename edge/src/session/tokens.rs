@@ -11,10 +11,21 @@ use super::{after, random_part, ttl, version};
 use crate::protocol::code::{DisconnectCode, ErrorCode, UnsubscribeCode};
 use crate::protocol::{Command, CommandKind, Connect, ConnectResult, json};
 
+/// Who said who somebody is.
+pub(super) enum SaidBy {
+    /// A token, or nobody where none is needed.
+    Token,
+    /// The application, with data for the client.
+    Hook(Option<String>),
+}
+
 impl Session {
     pub(super) fn connect(&mut self, id: u32, connect: Connect, now: Now) -> Effect {
         let client = &self.settings.client;
         let claims = if connect.token.is_empty() {
+            if self.settings.hooks.connect.is_some() {
+                return self.ask_connect(id, connect);
+            }
             if !client.insecure && !client.allow_anonymous_connect_without_token {
                 return Effect::Close(DisconnectCode::BAD_REQUEST);
             }
@@ -40,13 +51,25 @@ impl Session {
                 },
             }
         };
+        self.accept(id, claims, SaidBy::Token, now)
+    }
+
+    /// Takes somebody in.
+    pub(super) fn accept(&mut self, id: u32, claims: Claims, said: SaidBy, now: Now) -> Effect {
         let ttl_s = self.ttl_s(&claims, now);
         let ping = self.settings.client.ping_interval;
+        let asks = self.settings.hooks.refresh.is_some();
+        // A client refreshes with a token. One without connects again, and the application is asked again.
+        let (tells, data) = match said {
+            SaidBy::Token => (!asks, None),
+            SaidBy::Hook(data) => (false, data),
+        };
         let result = ConnectResult {
             client: self.client.clone(),
             version: version(),
-            ttl_s,
+            ttl_s: ttl_s.filter(|_| tells),
             ping_s: u32::try_from(ping.as_secs()).unwrap_or(u32::MAX),
+            data,
         };
         if !ping.is_zero() {
             // The first at random between half and the whole, so that pings do not come in waves.
@@ -55,7 +78,9 @@ impl Session {
         self.phase = Phase::Connected(Connected {
             grants: Grants::of(&claims, self.settings.client.insecure),
             info: claims.info,
+            meta: claims.meta,
             expires: after(ttl_s, now),
+            refresh_at: after(ttl_s, now).filter(|_| asks),
             subscriptions: HashMap::new(),
             expiring: HashMap::new(),
         });
@@ -64,7 +89,8 @@ impl Session {
 
     /// A new token for a connection that expires.
     pub(super) fn refresh(&mut self, id: u32, token: String, now: Now) -> Effect {
-        if token.is_empty() {
+        // The application says how long a connection lasts, where it is asked.
+        if token.is_empty() || self.settings.hooks.refresh.is_some() {
             return Effect::Close(DisconnectCode::BAD_REQUEST);
         }
         match self.verifier.connection(&token, now.unix_s) {
@@ -75,6 +101,7 @@ impl Session {
                         connected.expires = after(ttl_s, now);
                         connected.grants = Grants::of(&claims, self.settings.client.insecure);
                         connected.info = claims.info;
+                        connected.meta = claims.meta;
                         Effect::Reply(json::refresh(id, &self.client, &version(), ttl_s))
                     }
                     _ => Effect::Close(DisconnectCode::INVALID_TOKEN),

@@ -1,6 +1,7 @@
 //! Knows: how a key is asked for in a table, by type: its value from the last source that has it, or its default.
 //! Never: which keys there are.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -241,6 +242,50 @@ impl Section<'_> {
             _ => self.bad(name, &found, "write a list of texts: [\"…\", \"…\"]".into()),
         }
         default.to_vec()
+    }
+
+    /// A table of texts whose names are free; in a variable, a JSON object. What is wrong with it is said without a
+    /// value, as headers are often secrets.
+    pub(crate) fn texts(&mut self, name: &str) -> BTreeMap<String, String> {
+        let prefix = format!("{}.", join(&self.path, name));
+        let key = join(&self.key, name);
+        let env = format!("{}_{}", self.env, variable(name));
+        let mut texts = BTreeMap::new();
+        let in_file = self.reader.file.iter();
+        let in_file: Vec<(String, Found)> = in_file
+            .filter_map(|(path, found)| {
+                Some((path.strip_prefix(&prefix)?.to_owned(), found.clone()))
+            })
+            .collect();
+        for (name, found) in in_file {
+            self.reader.used.insert(format!("{prefix}{name}"));
+            self.reader.origins.insert(key.clone(), found.at.clone());
+            match found.raw {
+                Raw::String(text) => {
+                    texts.insert(name, text);
+                }
+                _ => self.no_text(&format!("{key}.{name}"), found.at),
+            }
+        }
+        if let Some(text) = self.reader.env.get(&env).cloned() {
+            self.reader.used_env.insert(env.clone());
+            self.reader.origins.insert(key.clone(), env.clone());
+            match serde_json::from_str::<BTreeMap<String, String>>(&text) {
+                Ok(given) => texts.extend(given),
+                Err(_) => self.no_text(&key, env),
+            }
+        }
+        texts
+    }
+
+    fn no_text(&mut self, key: &str, at: String) {
+        self.reader.problem(Problem {
+            at,
+            key: key.to_owned(),
+            what: "this is not a value for it".into(),
+            remedy: "write a table of texts: { \"name\" = \"value\" }, in a variable as JSON"
+                .into(),
+        });
     }
 
     pub(crate) fn duration(&mut self, name: &str, default: Duration) -> Duration {

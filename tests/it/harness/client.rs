@@ -161,6 +161,15 @@ impl Client {
 
     /// The same with a receive buffer of so many bytes, so that a reader that stops is felt early.
     pub(crate) async fn open_narrow(address: &str, receive: Option<u32>) -> Result<Self, Failure> {
+        Self::open_with(address, receive, &[]).await
+    }
+
+    /// The same with more headers in the HTTP request.
+    pub(crate) async fn open_with(
+        address: &str,
+        receive: Option<u32>,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, Failure> {
         let closed = |reason: String| Failure::Closed {
             code: 1006,
             reason: format!("open: {reason}"),
@@ -174,7 +183,10 @@ impl Client {
             let stream = tcp.connect(peer).await.map_err(|e| closed(e.to_string()))?;
             stream.set_nodelay(true).unwrap();
             let url = format!("ws://{address}/connection/websocket");
-            let request = url.into_client_request().unwrap();
+            let mut request = url.into_client_request().unwrap();
+            for (name, value) in headers {
+                request.headers_mut().insert(*name, value.parse().unwrap());
+            }
             tokio_tungstenite::client_async(request, stream)
                 .await
                 .map_err(|e| closed(e.to_string()))

@@ -194,6 +194,7 @@ impl Nats {
             "ops",
             "bot",
             "dev1",
+            "backend",
             "sys",
             "weir_auth",
             "weir_kick",

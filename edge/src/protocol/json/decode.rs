@@ -1,5 +1,7 @@
 //! Knows: text frames of clients as commands. Never: what commands do, how replies look.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -59,7 +61,8 @@ struct RawCommand<'a> {
     id: u32,
     #[serde(borrow)]
     connect: Option<Object<RawConnect<'a>>>,
-    subscribe: Option<Object<RawSubscribe>>,
+    #[serde(borrow)]
+    subscribe: Option<Object<RawSubscribe<'a>>>,
     unsubscribe: Option<Object<RawChannel>>,
     #[serde(borrow)]
     publish: Option<Object<RawPublish<'a>>>,
@@ -86,11 +89,13 @@ struct RawConnect<'a> {
     name: String,
     #[serde(deserialize_with = "nullable")]
     version: String,
+    #[serde(deserialize_with = "nullable")]
+    headers: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct RawSubscribe {
+struct RawSubscribe<'a> {
     #[serde(deserialize_with = "nullable")]
     channel: String,
     #[serde(deserialize_with = "nullable")]
@@ -114,6 +119,8 @@ struct RawSubscribe {
     #[serde(deserialize_with = "nullable")]
     delta: String,
     tf: Option<serde::de::IgnoredAny>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize, Default)]
@@ -222,6 +229,7 @@ impl RawCommand<'_> {
                 data: connect.data.map(|data| bytes(Some(data))),
                 name: connect.name,
                 version: connect.version,
+                headers: connect.headers,
             })
         } else if let Some(Object(subscribe)) = self.subscribe {
             CommandKind::Subscribe(Subscribe {
@@ -237,6 +245,7 @@ impl RawCommand<'_> {
                 kind: subscribe.kind,
                 delta: subscribe.delta,
                 has_tags_filter: subscribe.tf.is_some(),
+                data: subscribe.data.map(|data| bytes(Some(data))),
             })
         } else if let Some(Object(unsubscribe)) = self.unsubscribe {
             CommandKind::Unsubscribe {

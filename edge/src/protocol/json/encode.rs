@@ -183,6 +183,9 @@ pub fn connect(id: u32, result: &ConnectResult) -> Bytes {
             .number(u64::from(result.ping_s))
             .raw(",\"pong\":true");
     }
+    if let Some(data) = &result.data {
+        frame.raw(",\"data\":").json(data.as_bytes());
+    }
     frame.raw("}}");
     frame.finish()
 }
