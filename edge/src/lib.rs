@@ -1,10 +1,12 @@
 //! Sockets, sessions, rooms and fan-out: what a browser meets; and the native door.
 
+pub mod address;
 mod answers;
 mod catch_up;
 pub mod connection;
 pub mod door;
 pub mod hub;
+pub mod limits;
 pub mod link;
 pub mod metrics;
 pub mod origin;
@@ -18,6 +20,7 @@ pub mod seats;
 pub mod server;
 mod session;
 pub mod settings;
+pub mod socket;
 pub mod sweep;
 pub mod websocket;
 pub mod writer;

@@ -3,6 +3,7 @@
 //! Never: the types of other crates (`node.rs` builds those), a port, a socket.
 
 mod clients;
+mod limits;
 mod load;
 mod process;
 mod read;
@@ -16,8 +17,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 pub use clients::{Client, Door, Room, Rpc, WebSocket};
+pub use limits::{Limit, RateLimit, RateLimits};
 pub use load::{ConfigErrors, Loaded};
-pub use process::{HttpServer, Log, LogFormat, Nats, NatsServer, NatsUser, OPERATOR, Shutdown};
+pub use process::{
+    HttpServer, Log, LogFormat, Nats, NatsServer, NatsUser, OPERATOR, ServerTls, Shutdown,
+};
 pub use read::{Problem, Sources, parse_duration};
 pub use rooms::{
     Archive, ArchiveKind, Channels, DataFormat, History, LogOptions, Namespace, Publish, Storage,

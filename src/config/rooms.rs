@@ -4,6 +4,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::limits::RateLimit;
+
 /// `[channel]`
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Channels {
@@ -65,6 +67,10 @@ pub struct Namespace {
     pub channel_regex: String,
     /// What a payload must be.
     pub publication_data_format: DataFormat,
+    /// Its rooms open at this process; 0 has no limit of its own. Beyond it: 111.
+    pub room_limit: u32,
+    /// How much all its rooms together take. Beyond it: 111.
+    pub rate_limit: RateLimit,
 }
 
 impl Default for Namespace {
@@ -89,6 +95,8 @@ impl Default for Namespace {
             allow_user_limited_channels: false,
             channel_regex: String::new(),
             publication_data_format: DataFormat::Json,
+            room_limit: 0,
+            rate_limit: RateLimit::default(),
         }
     }
 }

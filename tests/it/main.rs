@@ -23,6 +23,7 @@ mod far_behind;
 mod figures;
 mod forged;
 mod frozen;
+mod handshakes;
 mod harness;
 mod hostile;
 #[path = "../support/jwks.rs"]
@@ -32,10 +33,15 @@ mod kill_nine;
 mod limits;
 mod lost_ack;
 mod lost_tail;
+mod origins;
+mod oversize;
 mod proxy;
 mod put_back;
+mod rates;
 mod rollback;
+mod secrets;
 mod slow_reader;
+mod tls;
 #[path = "../support/token_cases.rs"]
 #[allow(dead_code, reason = "each test uses its part")]
 mod token_cases;

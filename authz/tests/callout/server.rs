@@ -139,6 +139,7 @@ impl Server {
             live: user("weir"),
             reads: user("weir_read"),
             door: user("weir_door"),
+            tls: None,
             times: LinkTimes::default(),
         };
         let client = Callout::connect(&config, &user("weir_auth")).await.unwrap();

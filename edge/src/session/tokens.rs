@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use weir_authz::{Claims, Grants, SubscriptionClaims, TokenError};
 use weir_nats::RoomName;
 
-use super::{Connected, Effect, Now, Phase, Place, Refused, Session};
+use super::{Connected, Effect, Now, Phase, Place, Places, Refused, Session};
 use super::{after, random_part, ttl, version};
 use crate::protocol::code::{DisconnectCode, ErrorCode, UnsubscribeCode};
 use crate::protocol::{Command, CommandKind, Connect, ConnectResult, json};
@@ -40,6 +40,10 @@ impl Session {
                 },
             }
         };
+        if self.gate.connect(&claims.user, now.instant).is_err() {
+            self.phase = Phase::Unusable;
+            return Effect::Reply(json::error(id, ErrorCode::TOO_MANY_REQUESTS));
+        }
         let ttl_s = self.ttl_s(&claims, now);
         let ping = self.settings.client.ping_interval;
         let result = ConnectResult {
@@ -56,7 +60,7 @@ impl Session {
             grants: Grants::of(&claims, self.settings.client.insecure),
             info: claims.info,
             expires: after(ttl_s, now),
-            subscriptions: HashMap::new(),
+            subscriptions: Places::default(),
             expiring: HashMap::new(),
         });
         Effect::Connected(json::connect(id, &result))

@@ -161,20 +161,42 @@ impl Client {
 
     /// The same with a receive buffer of so many bytes, so that a reader that stops is felt early.
     pub(crate) async fn open_narrow(address: &str, receive: Option<u32>) -> Result<Self, Failure> {
+        let tcp = TcpSocket::new_v4().unwrap();
+        if let Some(bytes) = receive {
+            tcp.set_recv_buffer_size(bytes).unwrap();
+        }
+        Self::open_on(address, tcp, &[]).await
+    }
+
+    /// The same from another address of this machine, with more headers.
+    pub(crate) async fn open_from(
+        address: &str,
+        from: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, Failure> {
+        let tcp = TcpSocket::new_v4().unwrap();
+        tcp.bind(format!("{from}:0").parse().unwrap()).unwrap();
+        Self::open_on(address, tcp, headers).await
+    }
+
+    async fn open_on(
+        address: &str,
+        tcp: TcpSocket,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, Failure> {
         let closed = |reason: String| Failure::Closed {
             code: 1006,
             reason: format!("open: {reason}"),
         };
         let peer: SocketAddr = address.parse().unwrap();
-        let tcp = TcpSocket::new_v4().unwrap();
-        if let Some(bytes) = receive {
-            tcp.set_recv_buffer_size(bytes).unwrap();
-        }
         let open = async {
             let stream = tcp.connect(peer).await.map_err(|e| closed(e.to_string()))?;
             stream.set_nodelay(true).unwrap();
             let url = format!("ws://{address}/connection/websocket");
-            let request = url.into_client_request().unwrap();
+            let mut request = url.into_client_request().unwrap();
+            for (name, value) in headers {
+                request.headers_mut().insert(*name, value.parse().unwrap());
+            }
             tokio_tungstenite::client_async(request, stream)
                 .await
                 .map_err(|e| closed(e.to_string()))
