@@ -12,10 +12,12 @@ use async_nats::{Client, ConnectOptions, Event};
 use serde_json::Value;
 use tokio::time::sleep;
 use weir_history::cassandra::Cassandra;
+use weir_nats::connect::NatsTls;
 
 use crate::config::{ArchiveKind, Config, Loaded, NatsUser, OPERATOR, Secret, Storage};
 use crate::hooks;
 use crate::nats_server::{Files, MIN_VERSION, Passwords, Version};
+use crate::roles::nats_tls;
 use crate::tokens::{self, Finding};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -133,7 +135,7 @@ pub async fn run(loaded: &Loaded) -> Report {
             return report;
         }
     };
-    let live = match Probed::connect(&target.url, &target.live).await {
+    let live = match Probed::connect(&target, &target.live).await {
         Ok(live) => live,
         Err(error) if error.refused => {
             report.bad(format!(
@@ -168,6 +170,7 @@ pub async fn run(loaded: &Loaded) -> Report {
 /// The NATS to look at.
 pub(crate) struct Target {
     pub(crate) url: String,
+    pub(crate) tls: Option<NatsTls>,
     /// The configuration names it; else it is that of `weir up`, which need not run now.
     pub(crate) named: bool,
     pub(crate) live: NatsUser,
@@ -184,6 +187,7 @@ impl Target {
         let named = loaded.given.keys().any(|key| key.starts_with("nats."));
         let nats = config.nats.clone();
         let mut target = Self {
+            tls: nats_tls(&nats),
             url: nats.url,
             named,
             live: nats.live,
@@ -204,6 +208,7 @@ impl Target {
             "nats://{}",
             crate::nats_server::reachable((server.address, server.port).into())
         );
+        target.tls = None;
         if let Some(kept) = kept {
             target.live.password = kept.weir;
             target.reads.password = kept.weir_read;
@@ -213,6 +218,14 @@ impl Target {
             target.kick.password = kept.weir_kick;
         }
         Ok(target)
+    }
+
+    /// Options with the TLS of this NATS.
+    fn options(&self, options: ConnectOptions) -> ConnectOptions {
+        match &self.tls {
+            Some(tls) => tls.apply(options),
+            None => options,
+        }
     }
 }
 
@@ -231,11 +244,11 @@ struct Probed {
 const REFUSALS_MAX: usize = 64;
 
 impl Probed {
-    async fn connect(url: &str, user: &NatsUser) -> Result<Self, ConnectFailure> {
+    async fn connect(target: &Target, user: &NatsUser) -> Result<Self, ConnectFailure> {
         let refusals = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&refusals);
-        let servers: Vec<&str> = url.split(',').map(str::trim).collect();
-        let client = ConnectOptions::with_user_and_password(
+        let servers: Vec<&str> = target.url.split(',').map(str::trim).collect();
+        let options = ConnectOptions::with_user_and_password(
             user.user.clone(),
             user.password.expose().to_owned(),
         )
@@ -251,17 +264,19 @@ impl Probed {
                 }
             }
             async {}
-        })
-        .connect(servers)
-        .await
-        .map_err(|error| ConnectFailure {
-            refused: matches!(
-                error.kind(),
-                async_nats::ConnectErrorKind::AuthorizationViolation
-                    | async_nats::ConnectErrorKind::Authentication
-            ),
-            text: error.to_string(),
-        })?;
+        });
+        let client = target
+            .options(options)
+            .connect(servers)
+            .await
+            .map_err(|error| ConnectFailure {
+                refused: matches!(
+                    error.kind(),
+                    async_nats::ConnectErrorKind::AuthorizationViolation
+                        | async_nats::ConnectErrorKind::Authentication
+                ),
+                text: error.to_string(),
+            })?;
         Ok(Self { client, refusals })
     }
 
@@ -431,7 +446,7 @@ async fn rights(report: &mut Report, target: &Target, live: &Probed) {
     };
     forbidden(report, live, &target.live.user, NO_ROOM).await;
     for (name, user) in [("reads", &target.reads), ("door", &target.door)] {
-        match Probed::connect(&target.url, user).await {
+        match Probed::connect(target, user).await {
             Ok(probed) => {
                 forbidden(report, &probed, &user.user, NO_ROOM).await;
                 forbidden(report, &probed, &user.user, NO_LOG).await;
@@ -462,7 +477,7 @@ async fn rights(report: &mut Report, target: &Target, live: &Probed) {
 
 /// How soon a message is on the disk is a setting of the server, which only its system account tells.
 async fn disk(report: &mut Report, target: &Target) {
-    let told = match Probed::connect(&target.url, &target.system).await {
+    let told = match Probed::connect(target, &target.system).await {
         Ok(system) => ask(&system.client, "$SYS.REQ.SERVER.PING.VARZ").await.ok(),
         Err(_) => None,
     };
@@ -493,7 +508,7 @@ async fn demo_users(report: &mut Report, target: &Target, live: &Probed) {
             user: name.into(),
             password: Secret::new(name),
         };
-        if Probed::connect(&target.url, &user).await.is_ok() {
+        if Probed::connect(target, &user).await.is_ok() {
             open.push(name);
         }
     }

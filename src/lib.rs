@@ -17,4 +17,5 @@ pub mod nats_server;
 pub mod node;
 pub mod roles;
 pub mod telemetry;
+pub mod tls;
 pub mod tokens;

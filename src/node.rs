@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::RwLock;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin, Metrics, Probe, sample, write_figure};
@@ -23,6 +24,7 @@ use crate::config::{self, Config, Loaded, NatsUser, OPERATOR, Secret};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::nats_server::{Files, NatsServer, NatsServerError};
 use crate::roles::Roles;
+use crate::tls::{Certificate, TlsError};
 
 const START_PAUSE_MIN: Duration = Duration::from_millis(250);
 const START_PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -54,6 +56,9 @@ pub enum NodeError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The certificate for clients.
+    #[error("http_server.tls: {0}")]
+    Tls(#[from] TlsError),
     /// Our nats-server.
     #[error(transparent)]
     NatsServer(#[from] NatsServerError),
@@ -93,6 +98,8 @@ async fn live(loaded: Loaded, mode: Mode, stop: CancellationToken) -> Result<(),
     let http = &config.http_server;
     let public = bind(http.public(), "clients", "http_server.port").await?;
     let internal = bind(http.internal(), "operators", "http_server.internal_port").await?;
+    let ended = CancellationToken::new();
+    let (tls, tls_metrics) = clients_tls(&config, &ended)?;
     let server = match mode {
         Mode::Serve => None,
         Mode::Up => tokio::select! {
@@ -107,6 +114,7 @@ async fn live(loaded: Loaded, mode: Mode, stop: CancellationToken) -> Result<(),
     let running = Running::default();
     let draining = CancellationToken::new();
     let mut metrics = vec![role_metrics(Arc::clone(&running))];
+    metrics.extend(tls_metrics);
     if let Some(server) = &server {
         metrics.push(server_metrics(server));
     }
@@ -116,7 +124,6 @@ async fn live(loaded: Loaded, mode: Mode, stop: CancellationToken) -> Result<(),
         draining.clone(),
     ));
     // The internal listener comes first and goes last, so that start and drain can be watched.
-    let ended = CancellationToken::new();
     let watched = tokio::spawn(admin::serve(internal.listener, admin, ended.clone()));
 
     let started = tokio::select! {
@@ -124,7 +131,7 @@ async fn live(loaded: Loaded, mode: Mode, stop: CancellationToken) -> Result<(),
         () = stop.cancelled() => None,
     };
     if let Some(roles) = started {
-        roles.accept(public.listener, page());
+        roles.accept(public.listener, tls, page());
         *running.write().await = Some(roles);
         let banner = banner(&config, server.as_ref(), public.address, internal.address);
         std::io::stdout()
@@ -218,6 +225,28 @@ fn role_metrics(running: Running) -> Metrics {
     })
 }
 
+/// TLS for clients, if they are to be spoken to in it; its certificate is watched until `ended`.
+fn clients_tls(
+    config: &Config,
+    ended: &CancellationToken,
+) -> Result<(Option<TlsAcceptor>, Option<Metrics>), NodeError> {
+    let tls = &config.http_server.tls;
+    if !tls.enabled {
+        return Ok((None, None));
+    }
+    let certificate = Certificate::open(&tls.cert_pem_file, &tls.key_pem_file)?;
+    let acceptor = certificate.acceptor()?;
+    let metrics = certificate.metrics();
+    let hang_up = signal(SignalKind::hangup()).map_err(NodeError::Signals)?;
+    tokio::spawn(certificate.watch(hang_up, ended.clone()));
+    let write: Metrics = Box::new(move |text| {
+        for figure in metrics.figures() {
+            write_figure(text, &figure);
+        }
+    });
+    Ok((Some(acceptor), Some(write)))
+}
+
 /// The page at `/`: one file, which names the hashes of its own script and style.
 const PAGE: &str = include_str!("page.html");
 
@@ -294,8 +323,13 @@ fn banner(
     public: SocketAddr,
     internal: SocketAddr,
 ) -> String {
+    let s = if config.http_server.tls.enabled {
+        "s"
+    } else {
+        ""
+    };
     let mut text = format!(
-        "\nWeir {} is running\n\n  page       http://{public}/\n  WebSocket  ws://{public}/connection/websocket\n  \
+        "\nWeir {} is running\n\n  page       http{s}://{public}/\n  WebSocket  ws{s}://{public}/connection/websocket\n  \
          inside     http://{internal}/ready  http://{internal}/metrics\n",
         env!("CARGO_PKG_VERSION")
     );

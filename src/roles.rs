@@ -10,14 +10,15 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_edge::connection::Edge;
 use weir_edge::door::{NativeDoor, may_be_answered};
 use weir_edge::hook::Hooks;
 use weir_edge::hub::{Hub, HubParts};
+use weir_edge::limits::Limits;
 use weir_edge::metrics::Metrics;
-use weir_edge::rate::UserRates;
 use weir_edge::seats::Seats;
 use weir_edge::writer::Writer;
 use weir_edge::{server, sweep};
@@ -42,8 +43,8 @@ mod settings;
 
 use hooks::{history_policy, lookup, saw, suspect};
 use logins::Logins;
-pub(crate) use settings::connect_config;
 pub(crate) use settings::{all_rules, static_users};
+pub(crate) use settings::{connect_config, nats_tls};
 use settings::{edge_settings, log_config, oldest_ms, publish_limits};
 
 /// Between tries to open an archive that is locked.
@@ -171,6 +172,7 @@ impl Roles {
         settings.hooks = crate::hooks::settings(config).map_err(failed)?;
         let settings = Arc::new(settings);
         let metrics = Arc::new(Metrics::default());
+        let limits = Arc::new(Limits::new(Arc::clone(&settings), Instant::now()));
         let suspicion = guard.clone();
         let hub = Hub::new(HubParts {
             live: links.live.clone(),
@@ -179,6 +181,7 @@ impl Roles {
             orders: orders.clone(),
             settings: Arc::clone(&settings),
             metrics: Arc::clone(&metrics),
+            limits: Arc::clone(&limits),
             tasks: tasks.clone(),
             suspect: suspect(suspicion),
         });
@@ -196,15 +199,13 @@ impl Roles {
             publisher.resync(),
             stop.clone(),
         ));
-        let (rate, users_max) = (settings.door.rate, settings.door.users_max);
-        let rates = Arc::new(UserRates::new(rate, users_max));
         let writer = Writer::new(publisher, links.live.clone());
         let door = NativeDoor::new(
             links.door.clone(),
             writer.clone(),
             Arc::clone(&settings),
             Arc::clone(&metrics),
-            Arc::clone(&rates),
+            Arc::clone(&limits),
             tasks.clone(),
         );
         let closing = CancellationToken::new();
@@ -213,7 +214,7 @@ impl Roles {
             links.door.clone(),
             reader.clone(),
             placements.clone(),
-            history_policy(Arc::clone(&settings), rates),
+            history_policy(Arc::clone(&settings), Arc::clone(&limits)),
             {
                 let settings = Arc::clone(&settings);
                 Arc::new(move |user: &str, reply: &str| {
@@ -241,6 +242,7 @@ impl Roles {
             placements,
             nats: links.live.clone(),
             seats: Seats::default(),
+            limits,
             tasks: tasks.clone(),
             draining: CancellationToken::new(),
         });
@@ -259,13 +261,13 @@ impl Roles {
         })
     }
 
-    /// Accepts sockets on `listener`, with `page` beside the WebSocket endpoint.
-    pub fn accept(&self, listener: TcpListener, page: axum::Router) {
+    /// Accepts sockets on `listener`, under TLS if there is one, with `page` beside the WebSocket endpoint.
+    pub fn accept(&self, listener: TcpListener, tls: Option<TlsAcceptor>, page: axum::Router) {
         let router = page.merge(server::router(Arc::clone(&self.edge)));
         let edge = Arc::clone(&self.edge);
         let stop = self.closing.clone();
         self.tasks
-            .spawn(server::serve(listener, router, edge, stop));
+            .spawn(server::serve(listener, tls, router, edge, stop));
     }
 
     /// Every figure.
@@ -274,6 +276,7 @@ impl Roles {
         let mut figures = self.edge.metrics.figures();
         figures.extend(self.edge.hooks.figures());
         figures.push(self.edge.writer.figure());
+        figures.push(self.edge.limits.figure());
         figures.push(self.orders.figure());
         figures.extend(self.logins.figures());
         figures.extend(self.worker.figures());

@@ -11,7 +11,6 @@ use std::time::Duration;
 use async_nats::header::HeaderValue;
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,6 +26,7 @@ use weir_nats::{Author, Door, Placements, RoomName};
 use crate::answers::{publish_reply, read_history, rpc_reply};
 use crate::hook::{Failure, Heard, Hooks, PassedOn, Question};
 use crate::hub::{Hub, JoinError, Joined};
+use crate::limits::{Gate, Limits, SocketSeats};
 use crate::link::{Link, Signal};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
@@ -35,6 +35,7 @@ use crate::protocol::{Command, CommandKind, History, json};
 use crate::seats::{Seat, Seats};
 use crate::session::{Effect, Join, Now, Session, random_part};
 use crate::settings::{ClientSettings, EdgeSettings};
+use crate::socket::Socket;
 use crate::websocket::{self, Decoder, Event, Opcode};
 use crate::writer::{Writer, Written};
 
@@ -73,7 +74,9 @@ pub struct Edge {
     /// The application's services that decide.
     pub hooks: Hooks,
     /// Connections of each user.
-    pub seats: Seats,
+    pub seats: Seats<String>,
+    /// What connections, users, addresses and namespaces may do.
+    pub limits: Arc<Limits>,
     /// The node's tasks.
     pub tasks: TaskTracker,
     /// Set when the edge accepts no more and lets its connections go.
@@ -87,7 +90,7 @@ struct Connection {
     link: Arc<Link>,
     session: Session,
     /// The user's place, where places are counted.
-    seat: Option<Seat>,
+    seat: Option<Seat<String>>,
     decoder: Decoder,
     /// Headers that hooks are told, where they want some.
     passed_on: Option<Arc<PassedOn>>,
@@ -158,9 +161,10 @@ enum End {
 /// hooks are told of its request.
 pub(crate) async fn run(
     edge: Arc<Edge>,
-    socket: TcpStream,
+    socket: Socket,
     first: Bytes,
     passed_on: Option<Arc<PassedOn>>,
+    seats: Option<Arc<SocketSeats>>,
 ) {
     let metrics = Arc::clone(&edge.metrics);
     metrics.connections_accepted.add_one();
@@ -170,6 +174,7 @@ pub(crate) async fn run(
         Arc::clone(&edge.settings),
         Arc::clone(&edge.verifier),
         random_uuid(),
+        Gate::new(Arc::clone(&edge.limits), seats, Instant::now()),
         Instant::now(),
     );
     let decoder = Decoder::new(edge.settings.client.message_size_limit_bytes);
@@ -512,8 +517,11 @@ impl Connection {
         if max == 0 || user.is_empty() {
             return Ok(());
         }
-        let seat = self.edge.seats.take(user, max);
-        self.seat = Some(seat.ok_or(End::Close(DisconnectCode::CONNECTION_LIMIT))?);
+        self.seat = self.edge.seats.take(user, max);
+        if self.seat.is_none() {
+            self.session.connections_full();
+            return Err(End::Close(DisconnectCode::CONNECTION_LIMIT));
+        }
         Ok(())
     }
 
@@ -708,7 +716,7 @@ fn random_uuid() -> String {
 mod tests {
     use super::*;
 
-    fn future_bytes<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+    fn future_bytes<A, B, C, D, E, F>(_: fn(A, B, C, D, E) -> F) -> usize {
         size_of::<F>()
     }
 

@@ -20,9 +20,10 @@ use weir_nats::publish::{Outcome, Refusal};
 use weir_nats::subject::{user_from_token, user_token};
 use weir_nats::{Author, Door as Through, RoomName};
 
+use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::protocol::code::ErrorCode;
-use crate::rate::UserRates;
+use crate::rate::{Cost, Counted};
 use crate::settings::{DataFormat, EdgeSettings};
 use crate::writer::{Writer, Written};
 
@@ -40,7 +41,7 @@ pub struct NativeDoor {
     writer: Writer,
     settings: Arc<EdgeSettings>,
     metrics: Arc<Metrics>,
-    rates: Arc<UserRates>,
+    limits: Arc<Limits>,
     tasks: TaskTracker,
     in_flight: Arc<Semaphore>,
 }
@@ -71,15 +72,14 @@ impl Refused {
 }
 
 impl NativeDoor {
-    /// A door on `client`, which is connected as the user that may answer and nothing else. `rates`
-    /// are those of all that users may ask at their door.
+    /// A door on `client`, which is connected as the user that may answer and nothing else.
     #[must_use]
     pub fn new(
         client: Client,
         writer: Writer,
         settings: Arc<EdgeSettings>,
         metrics: Arc<Metrics>,
-        rates: Arc<UserRates>,
+        limits: Arc<Limits>,
         tasks: TaskTracker,
     ) -> Self {
         let in_flight = Arc::new(Semaphore::new(settings.door.in_flight_max));
@@ -88,7 +88,7 @@ impl NativeDoor {
             writer,
             settings,
             metrics,
-            rates,
+            limits,
             tasks,
             in_flight,
         }
@@ -155,7 +155,7 @@ impl NativeDoor {
             tracing::warn!(user, "reply subject of a request refused");
             return;
         }
-        if !self.rates.take(&user, Instant::now()) {
+        if !self.limits.request(&user, Instant::now()) {
             self.metrics.door_limited.add_one();
             let refused = Refused::new(
                 ErrorCode::TOO_MANY_REQUESTS,
@@ -220,6 +220,14 @@ impl NativeDoor {
         }
         check_format(namespace.data_format, &request.payload)
             .map_err(|detail| bad(detail.into()))?;
+        let bytes = u32::try_from(request.payload.len()).unwrap_or(u32::MAX);
+        let cost = Cost::one(Counted::Commands)
+            .and(Counted::Messages, 1)
+            .and(Counted::Bytes, bytes);
+        if !self.limits.namespace(&room, cost, Instant::now()) {
+            let detail = "too much comes into this namespace (rate_limit)";
+            return Err(Refused::new(ErrorCode::TOO_MANY_REQUESTS, detail));
+        }
         let key = last(headers, IDEMPOTENCY_KEY).map(str::to_owned);
         if key
             .as_ref()

@@ -12,6 +12,7 @@ use weir_history::Reader;
 use weir_nats::replay::Replay;
 use weir_nats::{Epoch, Orders, Placements, RoomName, Seq};
 
+use crate::limits::Limits;
 use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::ring_fill::RingFill;
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) orders: Orders,
     pub(crate) settings: Arc<EdgeSettings>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) limits: Arc<Limits>,
     pub(crate) tasks: TaskTracker,
     /// Tells the epoch guard that a client knows more of a stream than the stream does.
     pub(crate) suspect: Box<dyn Fn(&str) + Send + Sync>,
@@ -63,6 +65,8 @@ pub struct HubParts {
     pub settings: Arc<EdgeSettings>,
     /// The edge's counters.
     pub metrics: Arc<Metrics>,
+    /// How many rooms a namespace may have open.
+    pub limits: Arc<Limits>,
     /// The node's tasks, so that drain waits for them.
     pub tasks: TaskTracker,
     /// Called with a stream's name when a client knows more of it than the stream does.
@@ -92,7 +96,7 @@ pub enum JoinError {
     /// NATS or the archive did not answer in time: error 100, try again.
     #[error("the room cannot be opened now")]
     Unavailable,
-    /// This edge has as many rooms open as it may, which is not the client's fault: error 111.
+    /// This edge, or the namespace here, has as many rooms open as it may, which is not the client's fault: error 111.
     #[error("this edge has its limit of open rooms")]
     TooManyRooms,
 }
@@ -197,6 +201,7 @@ impl Hub {
             orders: parts.orders,
             settings: parts.settings,
             metrics: parts.metrics,
+            limits: parts.limits,
             tasks: parts.tasks,
             suspect: parts.suspect,
         }))
@@ -361,6 +366,8 @@ impl Hub {
         if rooms.len() >= self.0.settings.bounds.rooms_max {
             return Err(JoinError::TooManyRooms);
         }
+        let seat = self.0.limits.open_room(room, namespace.rooms_max);
+        let seat = seat.map_err(|_| JoinError::TooManyRooms)?;
         let place = if namespace.stored {
             // The config guarantees the log; its placement is made before sockets are accepted.
             Some(
@@ -386,6 +393,7 @@ impl Hub {
             shared: Arc::clone(&self.0),
             own: handle.commands.downgrade(),
             ring_fill: RingFill::default(),
+            _seat: seat,
         };
         self.0.metrics.rooms.add(1);
         self.0.tasks.spawn(task.run(queue, recovering));

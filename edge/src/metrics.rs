@@ -9,6 +9,8 @@ weir_nats::figures! {
         connections_accepted: Counter,
         /// Sockets refused: over the limit, wrong origin, or no proper upgrade.
         connections_refused: Counter,
+        /// TLS handshakes that failed or took too long.
+        tls_handshakes_failed: Counter,
         /// Commands received.
         commands: Counter,
         /// Commands that waited for their token's key.

@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::{Buf as _, Bytes};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::socket::Socket;
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +47,7 @@ const FRAMES_PER_WRITE_MAX: usize = 32;
 /// The outgoing side of one socket, shared by its connection task and by every room it is in.
 #[derive(Debug)]
 pub struct Outbox {
-    socket: TcpStream,
+    socket: Socket,
     limits: OutboxLimits,
     state: Mutex<State>,
     /// Wakes the connection task: there are bytes to flush, a signal, or the end.
@@ -70,9 +71,9 @@ struct State {
 impl Outbox {
     /// Takes the socket. The caller has set its options.
     #[must_use]
-    pub fn new(socket: TcpStream, limits: OutboxLimits) -> Self {
+    pub fn new(socket: impl Into<Socket>, limits: OutboxLimits) -> Self {
         Self {
-            socket,
+            socket: socket.into(),
             limits,
             state: Mutex::default(),
             wake: Notify::new(),
@@ -84,7 +85,7 @@ impl Outbox {
 
     /// The socket, for reading and for readiness. Writes go through the outbox.
     #[must_use]
-    pub fn socket(&self) -> &TcpStream {
+    pub fn socket(&self) -> &Socket {
         &self.socket
     }
 
@@ -136,6 +137,9 @@ impl Outbox {
             state.queue.push_back(frame.slice(written..));
             drop(state);
             self.wake.notify_one();
+        } else if self.socket.has_pending() {
+            drop(state);
+            self.wake.notify_one();
         }
         Pushed::Taken
     }
@@ -147,7 +151,16 @@ impl Outbox {
     pub fn flush(&self) -> std::io::Result<bool> {
         let mut state = self.lock();
         let before = state.queued_bytes;
+        // What the kernel takes of earlier frames is progress, too.
+        let mut sealed = 0;
         let result = loop {
+            match self.socket.flush_pending() {
+                Ok(sent) => sealed += sent,
+                Err(error) => break Err(error),
+            }
+            if self.socket.has_pending() {
+                break Ok(false);
+            }
             if state.queue.is_empty() {
                 break Ok(true);
             }
@@ -172,7 +185,8 @@ impl Outbox {
             state.queue = VecDeque::new();
         }
         drop(state);
-        self.taken_bytes.fetch_add(taken as u64, Ordering::Relaxed);
+        let moved = (taken + sealed) as u64;
+        self.taken_bytes.fetch_add(moved, Ordering::Relaxed);
         if taken > 0 {
             self.drained.notify_waiters();
         }
@@ -182,7 +196,7 @@ impl Outbox {
     /// True while bytes wait for the kernel.
     #[must_use]
     pub fn has_waiting(&self) -> bool {
-        !self.lock().queue.is_empty()
+        !self.lock().queue.is_empty() || self.socket.has_pending()
     }
 
     /// Bytes that wait here.
@@ -246,10 +260,7 @@ impl Outbox {
         state.queued_bytes = 0;
         self.gone.store(true, Ordering::Release);
         // Rooms and answers may hold this for a while; the peer need not wait for them.
-        let socket = socket2::SockRef::from(&self.socket);
-        if let Err(error) = socket.shutdown(std::net::Shutdown::Both) {
-            tracing::trace!(%error, "socket was gone");
-        }
+        self.socket.shutdown();
         self.wake.notify_one();
         self.drained.notify_waiters();
     }
@@ -311,7 +322,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncReadExt as _;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 

@@ -17,6 +17,7 @@ use weir_nats::placement::Place;
 use weir_nats::{Delivery, Epoch, Message, RoomName, Seq};
 
 use crate::hub::{Membership, Shared, Since};
+use crate::limits::RoomSeat;
 use crate::link::{Link, Signal};
 use crate::outbox::Pushed;
 use crate::protocol::code::UnsubscribeCode;
@@ -130,6 +131,8 @@ pub(crate) struct RoomTask {
     pub(crate) shared: Arc<Shared>,
     pub(crate) own: mpsc::WeakSender<Command>,
     pub(crate) ring_fill: RingFill,
+    /// Its place among the open rooms of its namespace.
+    pub(crate) _seat: RoomSeat,
 }
 
 /// Encodes a message for all JSON members at once. What is not JSON gives an empty frame.

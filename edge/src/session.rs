@@ -16,9 +16,9 @@ use weir_nats::{RoomName, Seq};
 use crate::door::check_format;
 use crate::hook::Question;
 use crate::hub::{Joined, Membership, Since};
+use crate::limits::Gate;
 use crate::protocol::code::{DisconnectCode, ErrorCode, UnsubscribeCode};
 use crate::protocol::{Command, CommandKind, History, Subscribe, SubscribeResult, json};
-use crate::rate::Bucket;
 use crate::settings::{EdgeSettings, Namespace};
 
 /// Bytes of an rpc method.
@@ -29,9 +29,12 @@ const FLAG_FAIL_UNRECOVERED: i64 = 2;
 const LIMITED_MAX: u32 = 1_000;
 
 mod hooks;
+mod places;
 #[cfg(test)]
 mod tests;
 mod tokens;
+
+use places::Places;
 
 /// What the driver has to do for a command. At most one each.
 #[derive(Debug)]
@@ -127,7 +130,7 @@ struct Connected {
     expires: Option<Instant>,
     /// When the application is asked whether it goes on; `None` while it is asked, and where it never is.
     refresh_at: Option<Instant>,
-    subscriptions: HashMap<RoomName, Place>,
+    subscriptions: Places,
     /// When subscriptions by token expire; most have no end and are not here.
     expiring: HashMap<RoomName, Instant>,
 }
@@ -166,7 +169,7 @@ pub(crate) struct Session {
     ping_due: Option<Instant>,
     /// When the answer to the ping that is out has to be here.
     pong_due: Option<Instant>,
-    allowance: Bucket,
+    gate: Gate,
     limited: u32,
 }
 
@@ -175,9 +178,9 @@ impl Session {
         settings: Arc<EdgeSettings>,
         verifier: Arc<Verifier>,
         client: String,
+        gate: Gate,
         now: Instant,
     ) -> Self {
-        let allowance = Bucket::full(settings.client.command_rate, now);
         Self {
             settings,
             verifier,
@@ -187,7 +190,7 @@ impl Session {
             opened: now,
             ping_due: None,
             pong_due: None,
-            allowance,
+            gate,
             limited: 0,
         }
     }
@@ -207,6 +210,11 @@ impl Session {
         }
     }
 
+    /// Feeds that the user has as many connections as it may.
+    pub(crate) fn connections_full(&self) {
+        self.gate.connections_full();
+    }
+
     /// Feeds a command.
     pub(crate) fn command(&mut self, command: Command, now: Now) -> Effect {
         let Command { id, kind } = command;
@@ -218,8 +226,11 @@ impl Session {
         }
         // What wants no answer cannot be told to slow down.
         let is_counted = !matches!(kind, CommandKind::Connect(_) | CommandKind::Send { .. });
-        let rate = self.settings.client.command_rate;
-        if is_counted && !self.allowance.take(rate, now.instant) {
+        let user = match &self.phase {
+            Phase::Connected(connected) => connected.grants.user(),
+            Phase::New | Phase::Unusable => "",
+        };
+        if is_counted && self.gate.command(&kind, user, now.instant).is_err() {
             self.limited += 1;
             if self.limited > LIMITED_MAX {
                 return Effect::Close(DisconnectCode::TOO_MANY_REQUESTS);
@@ -302,19 +313,25 @@ impl Session {
     }
 
     /// Whether there is a place for a subscription. One that waited has it, unless it was given up.
-    fn may_begin(&self, id: u32, subscribe: &Subscribe) -> Result<RoomName, Refused> {
-        let Phase::Connected(connected) = &self.phase else {
+    fn may_begin(&mut self, id: u32, subscribe: &Subscribe) -> Result<RoomName, Refused> {
+        let (room, _) = self.room(&subscribe.channel)?;
+        let Phase::Connected(connected) = &mut self.phase else {
             return Err(Refused::bad());
         };
-        let (room, _) = self.room(&subscribe.channel)?;
         match connected.subscriptions.get(&room) {
             Some(Place::Waiting(of)) if self.has_waited && *of == id => Ok(room),
             _ if self.has_waited => Err(Refused::Error(ErrorCode::INTERNAL)),
             Some(_) => Err(Refused::Error(ErrorCode::ALREADY_SUBSCRIBED)),
             None if connected.subscriptions.len() >= self.settings.client.channel_limit => {
+                self.gate.channels_full();
                 Err(Refused::Error(ErrorCode::LIMIT_EXCEEDED))
             }
-            None => Ok(room),
+            None => {
+                let user = connected.grants.user();
+                let reserved = connected.subscriptions.reserve(&self.gate, user);
+                reserved.map_err(|_| Refused::Error(ErrorCode::LIMIT_EXCEEDED))?;
+                Ok(room)
+            }
         }
     }
 

@@ -8,8 +8,9 @@ use weir_authz::{Grants, NamespaceRules};
 use weir_history::Window;
 
 use crate::hook::HookSettings;
+use crate::limits::LimitSettings;
 use crate::outbox::OutboxLimits;
-use crate::rate::Rate;
+use crate::rate::{Rate, Rates};
 use crate::room::RingLimits;
 
 /// What an edge is told by the configuration. `client.…` keys have Centrifugo's names there.
@@ -29,6 +30,8 @@ pub struct EdgeSettings {
     pub shutdown_spread: Duration,
     /// What the application's services are asked.
     pub hooks: HookSettings,
+    /// How much users and others may do.
+    pub limits: LimitSettings,
     /// Bounds that have no key of Centrifugo's.
     pub bounds: Bounds,
 }
@@ -72,8 +75,6 @@ pub struct ClientSettings {
     pub history_max_publication_limit: u32,
     /// Publications in one subscribe answer; what is missing follows as ordinary pushes.
     pub recovery_max_publication_limit: u32,
-    /// Commands that one connection may send. Beyond it 111, and far beyond it 3013.
-    pub command_rate: Rate,
 }
 
 /// The options of one namespace that the edge acts on.
@@ -97,6 +98,10 @@ pub struct Namespace {
     pub allow_positioning: bool,
     /// What a payload must be.
     pub data_format: DataFormat,
+    /// How much all its rooms together take at this edge, from every door.
+    pub rates: Rates,
+    /// Its rooms that are open at this edge; 0 is no limit of its own. Beyond it 111.
+    pub rooms_max: usize,
 }
 
 /// `publication_data_format`: what a payload must be to be published.
@@ -191,10 +196,6 @@ impl Default for ClientSettings {
             expired_sub_close_delay: Duration::from_secs(25),
             history_max_publication_limit: 300,
             recovery_max_publication_limit: 300,
-            command_rate: Rate {
-                per_s: 500,
-                burst: 1_000,
-            },
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Live and publishing, reads, and the door are apart, since a Direct Get runs in the server's read
 //! loop of its connection, and since the door's user may publish nowhere but into inboxes.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -45,8 +46,34 @@ pub struct ConnectConfig {
     pub reads: Credentials,
     /// The user that answers requests and may publish into inboxes only.
     pub door: Credentials,
+    /// TLS to the servers; without it `tls://` in the address asks for TLS with this machine's authorities.
+    pub tls: Option<NatsTls>,
     /// How soon a silent server is noticed.
     pub times: LinkTimes,
+}
+
+/// How to trust the servers, and who we are to them. Nothing is ever sent without TLS then.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NatsTls {
+    /// Certificate authorities (PEM); `None`: those of this machine.
+    pub ca_file: Option<PathBuf>,
+    /// Our own certificate chain and key (PEM), where servers ask for one (`verify: true`).
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+impl NatsTls {
+    /// Options that connect in no other way. The files are read at each connect, so that new ones are taken.
+    #[must_use]
+    pub fn apply(&self, options: ConnectOptions) -> ConnectOptions {
+        let mut options = options.require_tls(true);
+        if let Some(file) = &self.ca_file {
+            options = options.add_root_certificates(file.clone());
+        }
+        if let Some((certificates, key)) = &self.identity {
+            options = options.add_client_certificate(certificates.clone(), key.clone());
+        }
+        options
+    }
 }
 
 /// How soon a silent server is noticed.
@@ -183,6 +210,10 @@ async fn connect(
             }
             async {}
         });
+    let options = match &config.tls {
+        Some(tls) => tls.apply(options),
+        None => options,
+    };
     let servers: Vec<&str> = config.url.split(',').map(str::trim).collect();
     options
         .connect(servers.as_slice())
@@ -211,6 +242,10 @@ pub(crate) async fn connect_as(
             tracing::info!(what_for, %event, "nats link");
             async {}
         });
+    let options = match &config.tls {
+        Some(tls) => tls.apply(options),
+        None => options,
+    };
     let servers: Vec<&str> = config.url.split(',').map(str::trim).collect();
     options
         .connect(servers.as_slice())

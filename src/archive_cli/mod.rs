@@ -217,7 +217,8 @@ impl Nats {
         config.nats.live = target.live;
         config.nats.reads = target.reads;
         config.nats.door = target.door;
-        let settings = connect_config(&config);
+        let mut settings = connect_config(&config);
+        settings.tls = target.tls;
         let links = tokio::time::timeout(CONNECT_WITHIN, Links::connect(&settings))
             .await
             .map_err(|_| format!("NATS at {} does not answer", config.nats.url))?

@@ -17,7 +17,7 @@ const TRIAL_USER: &str = "=weir-check";
 /// The callout's user is apart from the others, and a token that this configuration would take is taken.
 pub(super) async fn look(report: &mut Report, config: &Config, target: &Target) {
     let user = &target.auth;
-    let probed = match Probed::connect(&target.url, user).await {
+    let probed = match Probed::connect(target, user).await {
         Ok(probed) => probed,
         Err(error) => {
             report.bad(format!(
@@ -39,7 +39,7 @@ pub(super) async fn look(report: &mut Report, config: &Config, target: &Target) 
         }
     }
     if config.auth_callout.user_connection_limit > 0
-        && let Err(error) = Probed::connect(&target.url, &target.kick).await
+        && let Err(error) = Probed::connect(target, &target.kick).await
     {
         report.bad(format!(
             "auth_callout.user_connection_limit: NATS refuses the user {:?}: {}; set nats.kick.user and WEIR_NATS_KICK_PASSWORD",
@@ -67,11 +67,10 @@ pub(super) async fn look(report: &mut Report, config: &Config, target: &Target) 
         return;
     };
     let servers: Vec<&str> = target.url.split(',').map(str::trim).collect();
-    let connected = ConnectOptions::with_token(token)
+    let options = ConnectOptions::with_token(token)
         .name("weir check")
-        .connection_timeout(LOGIN_TIMEOUT)
-        .connect(servers)
-        .await;
+        .connection_timeout(LOGIN_TIMEOUT);
+    let connected = target.options(options).connect(servers).await;
     match connected {
         Ok(_) => report.good("auth callout: a token is let in"),
         Err(error) => report.warn(format!(

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::hooks::ClientProxies;
+use super::limits::RateLimits;
 use super::tokens::{SubscriptionToken, Token};
 
 /// `[websocket]`
@@ -40,9 +41,15 @@ pub struct Client {
     pub connection_rate_limit: u32,
     /// Connections of one user with an id at this process; 0 has no limit. Beyond it: 3504.
     pub user_connection_limit: u32,
+    /// Subscriptions of one user with an id at this process; 0 has no limit. Beyond it: 106.
+    pub user_channel_limit: u32,
+    /// Sockets of one address (IPv6: one /64); 0 has no limit. Beyond it: HTTP 429.
+    pub address_connection_limit: u32,
+    /// Of these, sockets that have not connected yet; 0 has no limit. Beyond it: HTTP 429.
+    pub address_half_open_limit: u32,
     /// Commands a second of one connection, on average; 0 has no limit.
     pub command_rate_limit: u32,
-    /// Commands that one connection may send at once.
+    /// Commands that one connection may send at once; 0 is as many as in a second.
     pub command_burst: u32,
     /// Unsent bytes of one connection, beyond which it is slow: stored rooms wait, the rest is 3008.
     pub queue_max_size: usize,
@@ -62,6 +69,8 @@ pub struct Client {
     pub recovery_max_publication_limit: u32,
     /// `[client.proxy]`
     pub proxy: ClientProxies,
+    /// `[client.rate_limit]`
+    pub rate_limit: RateLimits,
     /// `[client.token]`
     pub token: Token,
     /// `[client.subscription_token]`
@@ -79,8 +88,11 @@ impl Default for Client {
             connection_limit: 0,
             connection_rate_limit: 0,
             user_connection_limit: 0,
-            command_rate_limit: 500,
-            command_burst: 1_000,
+            user_channel_limit: 0,
+            address_connection_limit: 0,
+            address_half_open_limit: 0,
+            command_rate_limit: 0,
+            command_burst: 0,
             queue_max_size: 1_048_576,
             ping_interval: Duration::from_secs(25),
             pong_timeout: Duration::from_secs(8),
@@ -90,6 +102,7 @@ impl Default for Client {
             history_max_publication_limit: 300,
             recovery_max_publication_limit: 300,
             proxy: ClientProxies::default(),
+            rate_limit: RateLimits::default(),
             token: Token::default(),
             subscription_token: SubscriptionToken::default(),
         }

@@ -11,8 +11,10 @@ use super::read::{Reader, Section};
 use super::{
     Archive, ArchiveKind, Channels, Client, Config, ConfigFile, DEMO, DataFormat, Door, History,
     HttpServer, Log, LogFormat, LogOptions, Namespace, Nats, NatsServer, NatsUser, Problem,
-    Publish, Room, Rpc, Secret, Shutdown, Sources, Storage, WebSocket, hooks, rules, tokens,
+    Publish, Room, Rpc, Secret, ServerTls, Shutdown, Sources, Storage, WebSocket, hooks, limits,
+    rules, tokens,
 };
+use crate::tls::Certificate;
 
 /// Everything that is wrong with a configuration. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,6 +176,8 @@ fn read_http_server(s: &mut Section<'_>) -> HttpServer {
     HttpServer {
         address: s.ip("address", d.address),
         port: s.int("port", d.port, 0..=u16::MAX),
+        tls: read_server_tls(&mut s.section("tls")),
+        trusted_proxies: read_trusted_proxies(s),
         internal_address: s.ip("internal_address", d.internal_address),
         internal_port: s.int("internal_port", d.internal_port, 0..=u16::MAX),
     }
@@ -204,8 +208,19 @@ fn read_client(s: &mut Section<'_>) -> Client {
             d.user_connection_limit,
             0..=1_000_000,
         ),
+        user_channel_limit: s.int("user_channel_limit", d.user_channel_limit, 0..=100_000_000),
+        address_connection_limit: s.int(
+            "address_connection_limit",
+            d.address_connection_limit,
+            0..=10_000_000,
+        ),
+        address_half_open_limit: s.int(
+            "address_half_open_limit",
+            d.address_half_open_limit,
+            0..=10_000_000,
+        ),
         command_rate_limit: s.int("command_rate_limit", d.command_rate_limit, 0..=1_000_000),
-        command_burst: s.int("command_burst", d.command_burst, 1..=1_000_000),
+        command_burst: s.int("command_burst", d.command_burst, 0..=1_000_000),
         queue_max_size: s.int("queue_max_size", d.queue_max_size, 65_536..=1_073_741_824),
         ping_interval: s.duration("ping_interval", d.ping_interval),
         pong_timeout: s.duration("pong_timeout", d.pong_timeout),
@@ -223,6 +238,7 @@ fn read_client(s: &mut Section<'_>) -> Client {
             1..=10_000,
         ),
         proxy: hooks::read_client_proxies(&mut s.section("proxy")),
+        rate_limit: limits::read_rate_limits(&mut s.section("rate_limit")),
         token: tokens::read_token(&mut s.section("token")),
         subscription_token: tokens::read_subscription_token(&mut s.section("subscription_token")),
     }
@@ -294,7 +310,41 @@ fn read_namespace(s: &mut Section<'_>) -> Namespace {
             &formats,
         ),
         proxies: hooks::read_namespace_proxies(s),
+        room_limit: s.int("room_limit", d.room_limit, 0..=1_000_000),
+        rate_limit: limits::read_rate_limit(&mut s.section("rate_limit"), limits::Of::Namespace),
     }
+}
+
+fn read_server_tls(s: &mut Section<'_>) -> ServerTls {
+    let tls = ServerTls {
+        enabled: s.bool("enabled", false),
+        cert_pem_file: PathBuf::from(s.string("cert_pem_file", "")),
+        key_pem_file: PathBuf::from(s.string("key_pem_file", "")),
+    };
+    if tls.enabled
+        && let Err(error) = Certificate::open(&tls.cert_pem_file, &tls.key_pem_file)
+    {
+        s.refuse(
+            "cert_pem_file",
+            error.to_string(),
+            "name the certificate chain and the key in PEM, which this user may read",
+        );
+    }
+    tls
+}
+
+fn read_trusted_proxies(s: &mut Section<'_>) -> Vec<String> {
+    let networks = s.strings("trusted_proxies", &[]);
+    for network in &networks {
+        if weir_edge::address::parse_network(network).is_none() {
+            s.refuse(
+                "trusted_proxies",
+                format!("{network:?} is no address and no network"),
+                "write \"10.0.0.7\" or \"10.0.0.0/8\"",
+            );
+        }
+    }
+    networks
 }
 
 fn read_channel_regex(s: &mut Section<'_>) -> String {
@@ -410,6 +460,10 @@ fn read_nats(s: &mut Section<'_>) -> Nats {
         url: s.string("url", &d.url),
         request_timeout: s.duration("request_timeout", d.request_timeout),
         ping_interval: s.duration("ping_interval", d.ping_interval),
+        tls: s.bool("tls", d.tls),
+        tls_ca_file: PathBuf::from(s.string("tls_ca_file", "")),
+        tls_cert_file: PathBuf::from(s.string("tls_cert_file", "")),
+        tls_key_file: PathBuf::from(s.string("tls_key_file", "")),
         live: read_nats_user(&mut s.section("live"), &d.live),
         reads: read_nats_user(&mut s.section("reads"), &d.reads),
         door: read_nats_user(&mut s.section("door"), &d.door),
@@ -422,7 +476,7 @@ fn read_nats(s: &mut Section<'_>) -> Nats {
 fn read_nats_user(s: &mut Section<'_>, d: &NatsUser) -> NatsUser {
     NatsUser {
         user: s.string("user", &d.user),
-        password: Secret::new(s.string("password", d.password.expose())),
+        password: Secret::new(tokens::text_or_file(s, "password")),
     }
 }
 

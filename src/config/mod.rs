@@ -4,6 +4,7 @@
 
 mod clients;
 mod hooks;
+mod limits;
 mod load;
 mod process;
 mod read;
@@ -20,8 +21,11 @@ use subtle::ConstantTimeEq as _;
 
 pub use clients::{Client, Door, Room, Rpc, WebSocket};
 pub use hooks::{ChannelProxies, ClientProxies, Hooks, NATS, NamespaceProxies, Proxy};
+pub use limits::{Limit, RateLimit, RateLimits};
 pub use load::{ConfigErrors, Loaded};
-pub use process::{HttpServer, Log, LogFormat, Nats, NatsServer, NatsUser, OPERATOR, Shutdown};
+pub use process::{
+    HttpServer, Log, LogFormat, Nats, NatsServer, NatsUser, OPERATOR, ServerTls, Shutdown,
+};
 pub use read::{Problem, Sources, parse_duration};
 pub use rooms::{
     Archive, ArchiveKind, Channels, DataFormat, History, LogOptions, Namespace, Publish, Storage,

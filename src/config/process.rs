@@ -38,6 +38,17 @@ impl Default for Log {
     }
 }
 
+/// `[http_server.tls]`: of the listener for clients.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerTls {
+    /// Clients are spoken to under TLS only.
+    pub enabled: bool,
+    /// Certificate chain (PEM).
+    pub cert_pem_file: PathBuf,
+    /// Its key (PEM).
+    pub key_pem_file: PathBuf,
+}
+
 /// `[http_server]`: the two listeners.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpServer {
@@ -45,6 +56,10 @@ pub struct HttpServer {
     pub address: IpAddr,
     /// Port for clients; 0 takes a free one and prints it.
     pub port: u16,
+    /// `[http_server.tls]`
+    pub tls: ServerTls,
+    /// Addresses and networks whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<String>,
     /// Address of health, readiness and metrics.
     pub internal_address: IpAddr,
     /// Port of health, readiness and metrics; 0 takes a free one.
@@ -72,6 +87,8 @@ impl Default for HttpServer {
         Self {
             address: LOOPBACK,
             port: 8000,
+            tls: ServerTls::default(),
+            trusted_proxies: Vec::new(),
             internal_address: LOOPBACK,
             internal_port: 8001,
         }
@@ -96,6 +113,14 @@ pub struct Nats {
     pub request_timeout: Duration,
     /// Between pings of a connection.
     pub ping_interval: Duration,
+    /// TLS is asked for, whatever the address says.
+    pub tls: bool,
+    /// Certificate authorities (PEM); empty: those of this machine.
+    pub tls_ca_file: PathBuf,
+    /// Our own certificate and key (PEM), where servers ask for one.
+    pub tls_cert_file: PathBuf,
+    /// Its key.
+    pub tls_key_file: PathBuf,
     /// `[nats.live]`: publishes, subscribes to rooms, administers streams.
     pub live: NatsUser,
     /// `[nats.reads]`: reads streams.
@@ -120,6 +145,10 @@ impl Default for Nats {
             url: "nats://127.0.0.1:4222".into(),
             request_timeout: Duration::from_secs(2),
             ping_interval: Duration::from_secs(5),
+            tls: false,
+            tls_ca_file: PathBuf::new(),
+            tls_cert_file: PathBuf::new(),
+            tls_key_file: PathBuf::new(),
             live: user("weir"),
             reads: user("weir_read"),
             door: user("weir_door"),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::hooks::{ChannelProxies, NamespaceProxies};
+use super::limits::RateLimit;
 
 /// `[channel]`
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -71,6 +72,10 @@ pub struct Namespace {
     pub publication_data_format: DataFormat,
     /// What the application is asked about.
     pub proxies: NamespaceProxies,
+    /// Its rooms open at this process; 0 has no limit of its own. Beyond it: 111.
+    pub room_limit: u32,
+    /// How much all its rooms together take. Beyond it: 111.
+    pub rate_limit: RateLimit,
 }
 
 impl Default for Namespace {
@@ -96,6 +101,8 @@ impl Default for Namespace {
             channel_regex: String::new(),
             publication_data_format: DataFormat::Json,
             proxies: NamespaceProxies::default(),
+            room_limit: 0,
+            rate_limit: RateLimit::default(),
         }
     }
 }

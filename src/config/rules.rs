@@ -156,13 +156,14 @@ fn client(config: &Config, rules: &mut Rules<'_>, warnings: &mut Vec<String>) {
             "a connection must be able to receive what another may send",
         );
     }
-    if client.command_rate_limit > client.command_burst {
+    if client.command_burst > 0 && client.command_rate_limit > client.command_burst {
         rules.bad(
             "client.command_burst",
             "it is smaller than client.command_rate_limit",
-            "allow at least one second's commands at once",
+            "allow at least one second's commands at once, or write 0",
         );
     }
+    bytes_at_once(config, rules);
     super::tokens::warn(client, warnings);
     if client.token.all("").is_empty()
         && !client.allow_anonymous_connect_without_token
@@ -183,6 +184,39 @@ fn client(config: &Config, rules: &mut Rules<'_>, warnings: &mut Vec<String>) {
     {
         warnings
             .push("client.allowed_origins: \"*\" lets any web page connect as its visitor".into());
+    }
+}
+
+/// What is larger than all bytes that there are at once could never be sent.
+fn bytes_at_once(config: &Config, rules: &mut Rules<'_>) {
+    let limits = &config.client.rate_limit;
+    let without = &config.channel.without_namespace;
+    let mut all = vec![
+        (
+            "client.rate_limit.connection".to_owned(),
+            &limits.connection,
+        ),
+        ("client.rate_limit.user".to_owned(), &limits.user),
+        ("client.rate_limit.address".to_owned(), &limits.address),
+        (
+            "channel.without_namespace.rate_limit".to_owned(),
+            &without.rate_limit,
+        ),
+    ];
+    for (name, namespace) in &config.channel.namespaces {
+        let table = format!("channel.namespaces.{name}.rate_limit");
+        all.push((table, &namespace.rate_limit));
+    }
+    let largest = config.websocket.message_size_limit;
+    let largest = largest.max(config.door.message_size_limit);
+    for (table, limit) in all {
+        if limit.bytes.per_second > 0 && (limit.bytes.at_once() as usize) < largest {
+            rules.bad(
+                &format!("{table}.bytes_burst"),
+                format!("a message of {largest} bytes could never be sent"),
+                format!("write at least {largest}, or lower websocket.message_size_limit and door.message_size_limit"),
+            );
+        }
     }
 }
 
@@ -401,6 +435,22 @@ fn sizes_and_times(config: &Config, rules: &mut Rules<'_>) {
             "nats.url",
             "it holds a user",
             "put users and passwords into [nats.live], [nats.reads] and [nats.door]",
+        );
+    }
+    let nats = &config.nats;
+    if nats.tls_cert_file.as_os_str().is_empty() != nats.tls_key_file.as_os_str().is_empty() {
+        rules.bad(
+            "nats.tls_cert_file",
+            "a certificate needs its key, and a key its certificate",
+            "set nats.tls_cert_file and nats.tls_key_file, or neither",
+        );
+    }
+    let files = [&nats.tls_ca_file, &nats.tls_cert_file];
+    if !nats.tls && files.iter().any(|file| !file.as_os_str().is_empty()) {
+        rules.bad(
+            "nats.tls",
+            "its files are set, and it is false",
+            "write nats.tls = true, or remove the files",
         );
     }
     if config.data_dir.as_os_str().is_empty() {

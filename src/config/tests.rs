@@ -246,8 +246,8 @@ const BROKEN: &[(&str, usize, &str, &str)] = &[
         "a fraction is not",
     ),
     (
-        "[client]\ncommand_burst = 10",
-        2,
+        "[client]\ncommand_rate_limit = 11\ncommand_burst = 10",
+        3,
         "client.command_burst",
         "smaller than",
     ),
@@ -519,6 +519,60 @@ const BROKEN: &[(&str, usize, &str, &str)] = &[
         "less than 4s",
     ),
     ("[door]\nburst = 1", 2, "door.burst", "smaller than"),
+    (
+        "[client.rate_limit.user]\npublish = 5\npublish_burst = 4",
+        3,
+        "client.rate_limit.user.publish_burst",
+        "smaller than publish",
+    ),
+    (
+        "[client.rate_limit.user]\npublish_burst = 4",
+        2,
+        "client.rate_limit.user.publish_burst",
+        "nothing is limited",
+    ),
+    (
+        "[client.rate_limit.address]\nbytes = 1000\nbytes_burst = 65535",
+        3,
+        "client.rate_limit.address.bytes_burst",
+        "could never be sent",
+    ),
+    (
+        "[client.rate_limit.connection]\ncommand = 1",
+        2,
+        "client.rate_limit.connection.command",
+        "unknown key",
+    ),
+    (
+        "[http_server]\ntrusted_proxies = [\"10.0.0.0/40\"]",
+        2,
+        "http_server.trusted_proxies",
+        "no network",
+    ),
+    (
+        "[http_server.tls]\nenabled = true\ncert_pem_file = \"/nowhere/cert.pem\"",
+        3,
+        "http_server.tls.cert_pem_file",
+        "/nowhere/cert.pem",
+    ),
+    (
+        "[nats]\ntls_ca_file = \"ca.pem\"",
+        0,
+        "nats.tls",
+        "it is false",
+    ),
+    (
+        "[nats]\ntls = true\ntls_key_file = \"key.pem\"",
+        0,
+        "nats.tls_cert_file",
+        "needs its key",
+    ),
+    (
+        "[nats.live]\npassword = \"a\"\npassword_file = \"/nowhere\"",
+        3,
+        "nats.live.password_file",
+        "is set, too",
+    ),
     ("data_dir = \"\"", 1, "data_dir", "is empty"),
 ];
 

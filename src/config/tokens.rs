@@ -306,7 +306,7 @@ fn check(s: &mut Section<'_>, issuer: &Issuer) {
 }
 
 /// A value, or the text of the file that `…_file` names, without the line break at its end.
-fn text_or_file(s: &mut Section<'_>, name: &str) -> String {
+pub(super) fn text_or_file(s: &mut Section<'_>, name: &str) -> String {
     let key = format!("{name}_file");
     let (text, file) = (s.string(name, ""), s.string(&key, ""));
     if file.is_empty() {

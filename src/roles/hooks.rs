@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use weir_authz::Action;
-use weir_edge::rate::UserRates;
+use weir_edge::limits::Limits;
+use weir_edge::rate::{Cost, Counted};
 use weir_edge::settings::EdgeSettings;
 use weir_history::Reader;
 use weir_history::service::{Access, Policy};
@@ -54,9 +55,9 @@ pub(super) fn lookup(reader: Reader) -> ArchiveLookup {
     })
 }
 
-pub(super) fn history_policy(settings: Arc<EdgeSettings>, rates: Arc<UserRates>) -> Policy {
+pub(super) fn history_policy(settings: Arc<EdgeSettings>, limits: Arc<Limits>) -> Policy {
     Arc::new(move |user: &str, room: &RoomName| {
-        if !rates.take(user, Instant::now()) {
+        if !limits.request(user, Instant::now()) {
             return Err((111, "requests come too fast (door.rate_limit)"));
         }
         let namespace = settings.namespace(room).ok_or((102, "unknown channel"))?;
@@ -71,6 +72,10 @@ pub(super) fn history_policy(settings: Arc<EdgeSettings>, rates: Arc<UserRates>)
             .grants(user)
             .check(Action::History, room, &namespace.rules, false)
             .map_err(|_| (103, "permission denied"))?;
+        let cost = Cost::one(Counted::Commands).and(Counted::Reads, 1);
+        if !limits.namespace(room, cost, Instant::now()) {
+            return Err((111, "too much is asked of this namespace (rate_limit)"));
+        }
         Ok(Access {
             log: namespace.log.clone(),
             window: namespace.window,

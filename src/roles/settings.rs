@@ -1,12 +1,15 @@
 //! Knows: which settings of the crates each key of the configuration becomes. Never: what a setting does.
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use weir_authz::{ChannelRegex, NamespaceRules};
+use weir_edge::address::parse_network;
 use weir_edge::hook::HookSettings;
+use weir_edge::limits::{LimitSettings, rate};
 use weir_edge::outbox::OutboxLimits;
-use weir_edge::rate::Rate;
+use weir_edge::rate::{Counted, Rate, Rates};
 use weir_edge::room::RingLimits;
 use weir_edge::settings::{
     Bounds, ClientSettings, DataFormat, DoorSettings, EdgeSettings, Namespace,
@@ -15,7 +18,7 @@ use weir_history::Window;
 use weir_history::archive::OldestMs;
 use weir_nats::RoomName;
 use weir_nats::ambient::now_ms;
-use weir_nats::connect::{ConnectConfig, Credentials, LinkTimes};
+use weir_nats::connect::{ConnectConfig, Credentials, LinkTimes, NatsTls};
 use weir_nats::publish::PublishLimits;
 use weir_nats::stream::{LogConfig, Storage};
 
@@ -52,11 +55,21 @@ pub(crate) fn connect_config(config: &Config) -> ConnectConfig {
         live: credentials(&config.nats.live),
         reads: credentials(&config.nats.reads),
         door: credentials(&config.nats.door),
+        tls: nats_tls(&config.nats),
         times: LinkTimes {
             ping_interval: config.nats.ping_interval,
             request_timeout: config.nats.request_timeout,
         },
     }
+}
+
+/// How NATS is trusted.
+pub(crate) fn nats_tls(nats: &config::Nats) -> Option<NatsTls> {
+    let file = |path: &PathBuf| (!path.as_os_str().is_empty()).then(|| path.clone());
+    nats.tls.then(|| NatsTls {
+        ca_file: file(&nats.tls_ca_file),
+        identity: file(&nats.tls_cert_file).zip(file(&nats.tls_key_file)),
+    })
 }
 
 pub(super) fn credentials(user: &config::NatsUser) -> Credentials {
@@ -118,10 +131,6 @@ pub(super) fn edge_settings(config: &Config) -> EdgeSettings {
             expired_sub_close_delay: client.expired_sub_close_delay,
             history_max_publication_limit: client.history_max_publication_limit,
             recovery_max_publication_limit: client.recovery_max_publication_limit,
-            command_rate: Rate {
-                per_s: client.command_rate_limit,
-                burst: client.command_burst,
-            },
         },
         without_namespace: Some(namespace(&config.channel.without_namespace)),
         namespaces,
@@ -140,6 +149,7 @@ pub(super) fn edge_settings(config: &Config) -> EdgeSettings {
         shutdown_spread: config.shutdown.spread,
         // They may fail, so `crate::hooks` makes them.
         hooks: HookSettings::default(),
+        limits: limit_settings(config),
         bounds: Bounds {
             rooms_max: config.room.limit as usize,
             ring: RingLimits {
@@ -154,6 +164,35 @@ pub(super) fn edge_settings(config: &Config) -> EdgeSettings {
             ..bounds
         },
     }
+}
+
+fn limit_settings(config: &Config) -> LimitSettings {
+    let client = &config.client;
+    let limit = &client.rate_limit;
+    let commands = rate(client.command_rate_limit, client.command_burst);
+    let trusted = config.http_server.trusted_proxies.iter();
+    LimitSettings {
+        connection: rates(&limit.connection).and(Counted::Commands, commands),
+        user: rates(&limit.user),
+        address: rates(&limit.address),
+        user_channels_max: client.user_channel_limit as usize,
+        address_connections_max: client.address_connection_limit as usize,
+        address_half_open_max: client.address_half_open_limit as usize,
+        users_max: limit.users_limit as usize,
+        addresses_max: limit.addresses_limit as usize,
+        trusted_proxies: trusted
+            .map(|text| parse_network(text).expect("the configuration was checked"))
+            .collect(),
+    }
+}
+
+fn rates(limit: &config::RateLimit) -> Rates {
+    let of = |limit: config::Limit| rate(limit.per_second, limit.burst);
+    Rates::only(Counted::Connects, of(limit.connect))
+        .and(Counted::Commands, of(limit.command))
+        .and(Counted::Messages, of(limit.publish))
+        .and(Counted::Bytes, of(limit.bytes))
+        .and(Counted::Reads, of(limit.read))
 }
 
 /// Every user that nats-server knows without asking.
@@ -220,6 +259,8 @@ fn namespace(options: &config::Namespace) -> Namespace {
             config::DataFormat::JsonObject => DataFormat::JsonObject,
             config::DataFormat::Binary => DataFormat::Binary,
         },
+        rates: rates(&options.rate_limit),
+        rooms_max: options.room_limit as usize,
     }
 }
 
@@ -241,6 +282,32 @@ mod tests {
             user_connection_limit = 13
             command_rate_limit = 14
             command_burst = 15
+            user_channel_limit = 51
+            address_connection_limit = 52
+            address_half_open_limit = 53
+            [client.rate_limit]
+            users_limit = 54
+            addresses_limit = 55
+            [client.rate_limit.connection]
+            publish = 31
+            publish_burst = 41
+            bytes = 70032
+            bytes_burst = 70042
+            read = 33
+            [client.rate_limit.user]
+            connect = 34
+            command = 35
+            publish = 36
+            bytes = 70037
+            read = 38
+            [client.rate_limit.address]
+            connect = 44
+            command = 45
+            publish = 46
+            bytes = 70047
+            read = 48
+            [http_server]
+            trusted_proxies = ["10.0.0.0/8", "2001:db8::1"]
             [[channel.namespaces]]
             name = "chat"
             history_size = 10000
@@ -250,6 +317,13 @@ mod tests {
             name = "notes"
             history_size = -1
             archive_ttl = "30m"
+            room_limit = 65
+            [channel.namespaces.rate_limit]
+            command = 61
+            publish = 62
+            bytes = 70063
+            read = 64
+            read_burst = 74
             [publish]
             queue_max_size = 1048577
             queue_max_wait = "17ms"
@@ -267,6 +341,10 @@ mod tests {
             [nats]
             request_timeout = "250ms"
             ping_interval = "26s"
+            tls = true
+            tls_ca_file = "ca.pem"
+            tls_cert_file = "weir.pem"
+            tls_key_file = "weir.key"
             [shutdown]
             spread = "27s"
         "#;
@@ -286,7 +364,35 @@ mod tests {
         assert_eq!(client.connection_rate_limit_per_s, 12);
         assert_eq!(client.user_connection_limit, 13);
         let rate = |per_s, burst| Rate { per_s, burst };
-        assert_eq!(client.command_rate, rate(14, 15));
+        let limits = &settings.limits;
+        let of = |rates: &Rates| Counted::ALL.map(|counted| rates.of(counted));
+        let off = rate(0, 0);
+        let connection = [
+            off,
+            rate(14, 15),
+            rate(31, 41),
+            rate(70_032, 70_042),
+            rate(33, 33),
+        ];
+        assert_eq!(of(&limits.connection), connection);
+        let user = [34, 35, 36, 70_037, 38].map(|n| rate(n, n));
+        assert_eq!(of(&limits.user), user);
+        let address = [44, 45, 46, 70_047, 48].map(|n| rate(n, n));
+        assert_eq!(of(&limits.address), address);
+        assert_eq!(limits.user_channels_max, 51);
+        assert_eq!(limits.address_connections_max, 52);
+        assert_eq!(limits.address_half_open_max, 53);
+        assert_eq!((limits.users_max, limits.addresses_max), (54, 55));
+        assert_eq!(limits.trusted_proxies.len(), 2);
+        let notes = &settings.namespaces["notes"];
+        let namespace = [
+            off,
+            rate(61, 61),
+            rate(62, 62),
+            rate(70_063, 70_063),
+            rate(64, 74),
+        ];
+        assert_eq!((of(&notes.rates), notes.rooms_max), (namespace, 65));
         let chat = settings.namespaces["chat"].window;
         assert_eq!((chat.size, chat.ttl), (Some(10_000), Some(seconds(16))));
         let notes = settings.namespaces["notes"].window;
@@ -318,6 +424,38 @@ mod tests {
             request_timeout: Duration::from_millis(250),
         };
         assert_eq!(connect_config(&config).times, times);
+        let tls = NatsTls {
+            ca_file: Some("ca.pem".into()),
+            identity: Some(("weir.pem".into(), "weir.key".into())),
+        };
+        assert_eq!(connect_config(&config).tls, Some(tls));
+    }
+
+    #[test]
+    fn nothing_is_limited_by_default_and_the_hardened_file_has_its_figures() {
+        let limits = edge_settings(&Config::default()).limits;
+        let all = [limits.connection, limits.user, limits.address];
+        assert!(all.iter().all(Rates::are_off));
+        let text = include_str!("../../deploy/hardened.toml");
+        let file = Some(("hardened.toml".to_owned(), text.to_owned()));
+        let loaded = Config::load(Sources {
+            file,
+            ..Sources::default()
+        });
+        let settings = edge_settings(&loaded.unwrap().config);
+        let (client, limits) = (&settings.client, &settings.limits);
+        assert_eq!(limits.connection.of(Counted::Commands), rate(50, 100));
+        let all = [limits.connection, limits.user, limits.address];
+        for rates in &all {
+            // Only the connects of a connection have no figure.
+            let off = Counted::ALL.iter().filter(|c| rates.of(**c).per_s == 0);
+            assert_eq!(off.count(), usize::from(rates == &limits.connection));
+        }
+        assert_eq!(client.channel_limit, 128);
+        assert_eq!(client.user_connection_limit, 20);
+        assert_eq!(limits.address_connections_max, 200);
+        assert_eq!(limits.address_half_open_max, 20);
+        assert_eq!(client.stale_close_delay, Duration::from_secs(5));
     }
 
     #[test]

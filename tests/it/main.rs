@@ -23,6 +23,7 @@ mod far_behind;
 mod figures;
 mod forged;
 mod frozen;
+mod handshakes;
 mod harness;
 mod hooks;
 mod hostile;
@@ -33,14 +34,19 @@ mod kill_nine;
 mod limits;
 mod lost_ack;
 mod lost_tail;
+mod origins;
+mod oversize;
 mod proxy;
 mod put_back;
+mod rates;
 #[path = "../support/raw_nats.rs"]
 #[allow(dead_code, reason = "each test uses its part")]
 mod raw_nats;
 mod rollback;
+mod secrets;
 mod slow_reader;
 mod threats;
+mod tls;
 #[path = "../support/token_cases.rs"]
 #[allow(dead_code, reason = "each test uses its part")]
 mod token_cases;

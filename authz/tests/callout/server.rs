@@ -134,6 +134,7 @@ impl Server {
             live: user("weir"),
             reads: user("weir_read"),
             door: user("weir_door"),
+            tls: None,
             times: LinkTimes::default(),
         }
     }

@@ -8,7 +8,8 @@ use weir_history::Window;
 use super::*;
 use crate::hook::HookSettings;
 use crate::hub::JoinError;
-use crate::rate::Rate;
+use crate::limits::{LimitSettings, Limits};
+use crate::rate::{Counted, Rate, Rates};
 use crate::settings::{Bounds, ClientSettings, DataFormat, DoorSettings};
 
 mod hooks;
@@ -48,6 +49,8 @@ fn namespace(rules: NamespaceRules) -> Namespace {
         force_positioning: false,
         allow_positioning: false,
         data_format: DataFormat::Json,
+        rates: Rates::default(),
+        rooms_max: 0,
     }
 }
 
@@ -115,6 +118,7 @@ fn settings() -> EdgeSettings {
         door: DoorSettings::default(),
         shutdown_spread: Duration::ZERO,
         hooks: HookSettings::default(),
+        limits: LimitSettings::default(),
         bounds: Bounds::default(),
     }
 }
@@ -132,7 +136,10 @@ impl Rig {
             instant: start,
             unix_s: UNIX_S,
         };
-        let session = Session::new(Arc::new(settings), verifier(), "c1".into(), start);
+        let settings = Arc::new(settings);
+        let limits = Arc::new(Limits::new(Arc::clone(&settings), start));
+        let gate = Gate::new(limits, None, start);
+        let session = Session::new(settings, verifier(), "c1".into(), gate, start);
         Self {
             session,
             start,
@@ -499,10 +506,11 @@ fn pings_and_pongs() {
 #[test]
 fn too_many_commands() {
     let mut settings = settings();
-    settings.client.command_rate = Rate {
+    let rate = Rate {
         per_s: 10,
         burst: 3,
     };
+    settings.limits.connection = Rates::only(Counted::Commands, rate);
     let mut rig = Rig::connected(settings);
     let rpc = r#"{"id":9,"rpc":{"method":"a"}}"#;
     for _ in 0..3 {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use weir_authz::{Claims, Grants, SubscriptionClaims, TokenError};
 use weir_nats::RoomName;
 
-use super::{Connected, Effect, Now, Phase, Place, Refused, Session};
+use super::{Connected, Effect, Now, Phase, Place, Places, Refused, Session};
 use super::{after, random_part, ttl, version};
 use crate::protocol::code::{DisconnectCode, ErrorCode, UnsubscribeCode};
 use crate::protocol::{Command, CommandKind, Connect, ConnectResult, json};
@@ -56,6 +56,10 @@ impl Session {
 
     /// Takes somebody in.
     pub(super) fn accept(&mut self, id: u32, claims: Claims, said: SaidBy, now: Now) -> Effect {
+        if self.gate.connect(&claims.user, now.instant).is_err() {
+            self.phase = Phase::Unusable;
+            return Effect::Reply(json::error(id, ErrorCode::TOO_MANY_REQUESTS));
+        }
         let ttl_s = self.ttl_s(&claims, now);
         let ping = self.settings.client.ping_interval;
         let asks = self.settings.hooks.refresh.is_some();
@@ -81,7 +85,7 @@ impl Session {
             meta: claims.meta,
             expires: after(ttl_s, now),
             refresh_at: after(ttl_s, now).filter(|_| asks),
-            subscriptions: HashMap::new(),
+            subscriptions: Places::default(),
             expiring: HashMap::new(),
         });
         Effect::Connected(json::connect(id, &result))

@@ -46,6 +46,7 @@ impl Backlog {
             live: nobody.clone(),
             reads: nobody.clone(),
             door: nobody,
+            tls: None,
             times: LinkTimes::default(),
         };
         let links = Links::connect(&config).await.unwrap();

@@ -233,6 +233,7 @@ impl Rig {
             live: nobody.clone(),
             reads: nobody.clone(),
             door: nobody,
+            tls: None,
             times: LinkTimes::default(),
         };
         let deadline = Instant::now() + WITHIN;

@@ -145,6 +145,7 @@ impl Server {
             live: user("weir", "w"),
             reads: user("weir_read", "r"),
             door: user("weir_door", "d"),
+            tls: None,
             times: LinkTimes::default(),
         }
     }

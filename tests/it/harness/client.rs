@@ -170,15 +170,34 @@ impl Client {
         receive: Option<u32>,
         headers: &[(&'static str, &str)],
     ) -> Result<Self, Failure> {
+        let tcp = TcpSocket::new_v4().unwrap();
+        if let Some(bytes) = receive {
+            tcp.set_recv_buffer_size(bytes).unwrap();
+        }
+        Self::open_on(address, tcp, headers).await
+    }
+
+    /// The same from another address of this machine, with more headers.
+    pub(crate) async fn open_from(
+        address: &str,
+        from: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, Failure> {
+        let tcp = TcpSocket::new_v4().unwrap();
+        tcp.bind(format!("{from}:0").parse().unwrap()).unwrap();
+        Self::open_on(address, tcp, headers).await
+    }
+
+    async fn open_on(
+        address: &str,
+        tcp: TcpSocket,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, Failure> {
         let closed = |reason: String| Failure::Closed {
             code: 1006,
             reason: format!("open: {reason}"),
         };
         let peer: SocketAddr = address.parse().unwrap();
-        let tcp = TcpSocket::new_v4().unwrap();
-        if let Some(bytes) = receive {
-            tcp.set_recv_buffer_size(bytes).unwrap();
-        }
         let open = async {
             let stream = tcp.connect(peer).await.map_err(|e| closed(e.to_string()))?;
             stream.set_nodelay(true).unwrap();

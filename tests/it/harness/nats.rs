@@ -24,6 +24,8 @@ pub(crate) struct Nats {
     jetstream: bool,
     store: PathBuf,
     callout: CalloutKeys,
+    /// A folder with `ca.pem` and with `.pem` and `.key` of `nats` and `weir`: it wants TLS, and a certificate.
+    tls: Option<PathBuf>,
 }
 
 /// The keys of the auth callout, as `weir auth keys` makes them.
@@ -79,8 +81,22 @@ impl Nats {
         Self::start_with(free_port(), true, None).await
     }
 
+    /// Starts one that speaks TLS only, with the files of a folder.
+    pub(crate) async fn start_tls(files: &TempDir) -> Self {
+        Self::started(free_port(), true, None, Some(files.path().to_owned())).await
+    }
+
     /// Starts one as told: without JetStream, or with its store on a disk of the test's choice.
     pub(crate) async fn start_with(port: u16, jetstream: bool, store: Option<PathBuf>) -> Self {
+        Self::started(port, jetstream, store, None).await
+    }
+
+    async fn started(
+        port: u16,
+        jetstream: bool,
+        store: Option<PathBuf>,
+        tls: Option<PathBuf>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = store.unwrap_or_else(|| dir.path().join("store"));
         let mut nats = Self {
@@ -91,6 +107,7 @@ impl Nats {
             jetstream,
             store,
             callout: CalloutKeys::new(),
+            tls,
         };
         nats.spawn().await;
         nats
@@ -99,6 +116,12 @@ impl Nats {
     /// The address without credentials.
     pub(crate) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// A seed of the auth callout.
+    pub(crate) fn seed(&self, name: &str) -> String {
+        let path = self.callout.dir.path().join(name);
+        std::fs::read_to_string(path).unwrap().trim().to_owned()
     }
 
     /// The lines that make Weir its auth callout.
@@ -153,9 +176,18 @@ impl Nats {
             CONFIG.contains("auth_users: [ "),
             "deploy/nats.conf has changed its shape"
         );
-        let config = CONFIG
+        let mut config = CONFIG
             .replace(USERS, &format!("{USERS}{user}"))
             .replace("auth_users: [ ", "auth_users: [ test, ");
+        if let Some(folder) = &self.tls {
+            let file = |name: &str| folder.join(name).display().to_string();
+            config += &format!(
+                "\ntls {{ cert_file: '{}', key_file: '{}', ca_file: '{}', verify: true }}\n",
+                file("nats.pem"),
+                file("nats.key"),
+                file("ca.pem")
+            );
+        }
         if self.jetstream {
             return config;
         }
@@ -211,7 +243,15 @@ impl Nats {
     }
 
     fn options(&self, user: &str) -> async_nats::ConnectOptions {
-        async_nats::ConnectOptions::with_user_and_password(user.into(), user.into())
+        let options = async_nats::ConnectOptions::with_user_and_password(user.into(), user.into());
+        let options = match &self.tls {
+            None => options,
+            Some(folder) => options
+                .require_tls(true)
+                .add_root_certificates(folder.join("ca.pem"))
+                .add_client_certificate(folder.join("weir.pem"), folder.join("weir.key")),
+        };
+        options
             .custom_inbox_prefix(if user == "test" {
                 "_INBOX".into()
             } else {

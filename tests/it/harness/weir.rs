@@ -35,6 +35,13 @@ pub(crate) struct Config {
     pub(crate) archive_more: String,
     /// More tables.
     pub(crate) more: String,
+    /// More lines of `[http_server]`, and of `[nats]`.
+    pub(crate) http_server: String,
+    pub(crate) nats: String,
+    /// A folder for files with the passwords; else they are in the configuration.
+    pub(crate) passwords_in: Option<PathBuf>,
+    /// Flags `--set KEY=VALUE`, which win over the file.
+    pub(crate) sets: Vec<String>,
     pub(crate) port: u16,
     pub(crate) internal_port: u16,
 }
@@ -51,9 +58,23 @@ impl Config {
             archive: ArchiveAt::chosen(),
             archive_more: String::new(),
             more: String::new(),
+            http_server: String::new(),
+            nats: String::new(),
+            passwords_in: None,
+            sets: Vec::new(),
             port: free_port(),
             internal_port: free_port(),
         }
+    }
+
+    /// The line that gives a user's password.
+    fn password_of(&self, user: &str, password: &str) -> String {
+        let Some(folder) = &self.passwords_in else {
+            return format!("password = {password:?}");
+        };
+        let path = folder.join(format!("{user}.password"));
+        std::fs::write(&path, format!("{password}\n")).unwrap();
+        format!("password_file = {path:?}")
     }
 
     fn text(&self) -> String {
@@ -67,6 +88,10 @@ impl Config {
             archive,
             archive_more,
             more,
+            http_server,
+            nats,
+            passwords_in: _,
+            sets: _,
             port,
             internal_port,
         } = self;
@@ -78,21 +103,23 @@ address = "127.0.0.1"
 port = {port}
 internal_address = "127.0.0.1"
 internal_port = {internal_port}
+{http_server}
 
 [nats]
 url = "{nats_url}"
+{nats}
 
 [nats.live]
 user = "weir"
-password = "{password}"
+{live}
 
 [nats.reads]
 user = "weir_read"
-password = "weir_read"
+{reads}
 
 [nats.door]
 user = "weir_door"
-password = "weir_door"
+{door}
 
 [client]
 allow_anonymous_connect_without_token = true
@@ -132,7 +159,10 @@ name = "rooms"
 {archive}{archive_more}
 {more}
 "#,
-            archive = archive.config()
+            archive = archive.config(),
+            live = self.password_of("weir", password),
+            reads = self.password_of("weir_read", "weir_read"),
+            door = self.password_of("weir_door", "weir_door"),
         )
         .unwrap();
         text
@@ -187,6 +217,7 @@ impl Weir {
             .arg(&path)
             .arg("--data")
             .arg(self.data())
+            .args(self.config.sets.iter().flat_map(|set| ["--set", set]))
             .env("WEIR_NATS_SERVER", nats_server())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
