@@ -109,7 +109,7 @@ mod tests {
     fn it_opens_after_failures_in_a_row_and_closes_after_one_that_succeeds() {
         let start = Instant::now();
         let mut breaker = Breaker::default();
-        let mut end = |breaker: &mut Breaker, succeeded| {
+        let end = |breaker: &mut Breaker, succeeded| {
             breaker.ended(Admitted::Usual, succeeded, LIMITS, start)
         };
         for succeeded in [false, false, true, false, false] {
