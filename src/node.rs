@@ -180,6 +180,7 @@ fn use_own(config: &mut Config, server: &NatsServer) {
     nats.reads = user("weir_read", &passwords.weir_read);
     nats.door = user("weir_door", &passwords.weir_door);
     nats.auth = user("weir_auth", &passwords.weir_auth);
+    nats.kick = user("weir_kick", &passwords.weir_kick);
     let callout = &mut config.auth_callout;
     callout.enabled = true;
     callout.issuer_seed = passwords.auth_issuer_seed.clone();

@@ -19,6 +19,7 @@ use weir_edge::door::{NativeDoor, may_be_answered};
 use weir_edge::hub::{Hub, HubParts};
 use weir_edge::metrics::Metrics;
 use weir_edge::rate::UserRates;
+use weir_edge::roster::Roster;
 use weir_edge::seats::Seats;
 use weir_edge::writer::Writer;
 use weir_edge::{server, sweep};
@@ -27,13 +28,18 @@ use weir_history::service::HistoryService;
 use weir_history::{Archive, Reader, Worker, WorkerMetrics};
 use weir_nats::callout::{Callout, CalloutKeys, CalloutMetrics, KeyError};
 use weir_nats::connect::Links;
+use weir_nats::connections::Connections;
+use weir_nats::control::give::Giver;
+use weir_nats::control::kick::{KickMetrics, kicker};
+use weir_nats::control::service::ControlService;
+use weir_nats::control::watch::Watch as ControlWatch;
 use weir_nats::erasure::watch::{Apply, Identity, Watch};
 use weir_nats::figures::Figure;
 use weir_nats::guard::Guard;
 use weir_nats::publish::{Publisher, PublisherParts};
 use weir_nats::replay::Replay;
 use weir_nats::stream::{LogConfig, context, declare_bucket, declare_probe};
-use weir_nats::{Orders, Placements};
+use weir_nats::{Orders, Placements, Revocations};
 
 use crate::config::Config;
 
@@ -41,10 +47,12 @@ mod hooks;
 mod probe;
 mod settings;
 
-use hooks::{history_policy, lookup, saw, suspect};
+use hooks::{carry_out, history_policy, lookup, saw, suspect};
 pub(crate) use settings::connect_config;
 pub(crate) use settings::{all_rules, static_users};
-use settings::{auth_credentials, edge_settings, log_config, oldest_ms, publish_limits};
+use settings::{
+    auth_credentials, edge_settings, kick_credentials, log_config, oldest_ms, publish_limits,
+};
 
 /// Between tries to open an archive that is locked.
 const ARCHIVE_RETRY: Duration = Duration::from_secs(1);
@@ -64,7 +72,9 @@ pub struct Roles {
     guard: Guard,
     tasks: TaskTracker,
     logins: Arc<CalloutMetrics>,
-    callout_link: Option<async_nats::Client>,
+    kicks: Arc<KickMetrics>,
+    /// As the users beside the three.
+    more_links: Vec<async_nats::Client>,
     /// The doors, which answer what they have in hand before they end.
     services: Vec<JoinHandle<()>>,
     /// Says at the end that this process has ended.
@@ -96,6 +106,7 @@ impl Roles {
             .map_err(failed)?;
         // Subscribed first: what happens while the streams are compared is not missed.
         let (guard_events, sweep_events) = (links.events(), links.events());
+        let control_events = links.events();
         let js = context(links.live.clone());
         declare_probe(&js).await.map_err(failed)?;
         let archive = open_archive(config).await?;
@@ -109,6 +120,9 @@ impl Roles {
         let replicas = logs.iter().map(|log| log.replicas).max().unwrap_or(1);
         declare_bucket(&js, replicas).await.map_err(failed)?;
         let identity = identity(config, &archive);
+        let revocations = Revocations::default();
+        let control = ControlWatch::start(&links, revocations.clone(), identity.id.clone());
+        let control = control.await.map_err(failed)?;
         let watch = Watch::start(links.live.clone(), orders.clone(), identity);
         let watch = watch.await.map_err(failed)?;
         let eraser = Eraser::new(
@@ -176,6 +190,7 @@ impl Roles {
             reader: reader.clone(),
             placements: placements.clone(),
             orders: orders.clone(),
+            revocations: revocations.clone(),
             settings: Arc::clone(&settings),
             metrics: Arc::clone(&metrics),
             tasks: tasks.clone(),
@@ -224,16 +239,33 @@ impl Roles {
         .with_page(settings.bounds.reply_max_bytes);
         let history = spawn_service("history", history.run(closing.clone()), &tasks);
         let (verifier, fetchers) = crate::tokens::verifier(config).map_err(failed)?;
+        let verifier = Arc::new(Arc::unwrap_or_clone(verifier).with_revocations(revocations));
         for fetcher in fetchers {
             tasks.spawn(fetcher.run(stop.clone()));
         }
         let logins = Arc::new(CalloutMetrics::default());
-        let mut services = vec![door, history];
-        let mut callout_link = None;
+        let giver = Giver::open(links.live.clone()).await.map_err(failed)?;
+        let ttl = config.revocation.ttl;
+        let orders_taken = ControlService::new(links.door.clone(), giver, ttl, tasks.clone());
+        let orders_taken = spawn_service("control", orders_taken.run(closing.clone()), &tasks);
+        let mut services = vec![door, history, orders_taken];
+        let mut more_links = Vec::new();
+        let kicks = Arc::new(KickMetrics::default());
+        let mut control = control;
+        if let Some(user) = kick_credentials(config) {
+            let connections = Connections::connect(&connect_config(config), &user).await;
+            let connections = connections.map_err(failed)?;
+            more_links.push(connections.client().clone());
+            let (kicker, task) = kicker(connections, config.auth_callout.account.clone());
+            tasks.spawn(task.run(Arc::clone(&kicks), stop.clone()));
+            control = control.with_kicker(kicker);
+        }
+        let roster = Roster::default();
+        tasks.spawn(control.run(control_events, carry_out(roster.clone()), stop.clone()));
         if config.auth_callout.enabled {
             let (at, user) = (connect_config(config), auth_credentials(config));
             let link = Callout::connect(&at, &user).await.map_err(failed)?;
-            callout_link = Some(link.clone());
+            more_links.push(link.clone());
             let verifier = Arc::clone(&verifier);
             let callout = callout(config, link, verifier, Arc::clone(&logins), tasks.clone());
             let callout = callout.map_err(failed)?;
@@ -253,6 +285,7 @@ impl Roles {
             placements,
             nats: links.live.clone(),
             seats: Seats::default(),
+            roster,
             tasks: tasks.clone(),
             draining: CancellationToken::new(),
         });
@@ -264,7 +297,8 @@ impl Roles {
             tasks,
             services,
             logins,
-            callout_link,
+            kicks,
+            more_links,
             erasure,
             orders,
             closing,
@@ -288,6 +322,8 @@ impl Roles {
         figures.push(self.edge.writer.figure());
         figures.push(self.orders.figure());
         figures.push(self.logins.figure());
+        figures.extend(self.edge.verifier.revocations().figures());
+        figures.extend(self.kicks.figures());
         figures.extend(self.worker.figures());
         let from_rings = self.edge.metrics.recovered_from_ring.value();
         figures.extend(self.edge.reader.metrics().read(from_rings));
@@ -327,7 +363,7 @@ impl Roles {
         let Links {
             live, reads, door, ..
         } = &self.links;
-        let links = [live, reads, door].into_iter().chain(&self.callout_link);
+        let links = [live, reads, door].into_iter().chain(&self.more_links);
         join_all(links.map(close)).await;
     }
 }

@@ -30,11 +30,16 @@ use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::protocol::code::{DisconnectCode, ErrorCode};
 use crate::protocol::{Command, CommandKind, History, json};
+use crate::roster::{Listed, Roster};
 use crate::seats::{Seat, Seats};
 use crate::session::{Effect, Join, Now, Session, random_part};
 use crate::settings::{ClientSettings, EdgeSettings};
 use crate::websocket::{self, Decoder, Event, Opcode};
 use crate::writer::{Writer, Written};
+
+mod authority;
+
+use authority::{Held, released};
 
 /// Bytes read at once, into a buffer on the stack that no idle connection keeps.
 const READ_MAX_BYTES: usize = 8 << 10;
@@ -68,6 +73,8 @@ pub struct Edge {
     pub nats: Client,
     /// Connections of each user.
     pub seats: Seats,
+    /// Who is connected, for orders of operators.
+    pub roster: Roster,
     /// The node's tasks.
     pub tasks: TaskTracker,
     /// Set when the edge accepts no more and lets its connections go.
@@ -82,6 +89,10 @@ struct Connection {
     session: Session,
     /// The user's place, where places are counted.
     seat: Option<Seat>,
+    /// How orders reach it, once it has a user.
+    listed: Option<Listed>,
+    /// What has to be read before it is served.
+    held: Option<Held>,
     decoder: Decoder,
     /// Commands that came in a frame and are not carried out yet.
     commands: VecDeque<Command>,
@@ -145,6 +156,8 @@ pub async fn run(edge: Arc<Edge>, socket: TcpStream, first: Bytes) {
         link: Arc::clone(&link),
         session,
         seat: None,
+        listed: None,
+        held: None,
         decoder,
         commands: VecDeque::new(),
         connecting: false,
@@ -193,6 +206,12 @@ async fn finish(link: &Link, metrics: &Metrics, client: &str, end: End) {
             }
             if code == DisconnectCode::SLOW {
                 metrics.closed_slow.add_one();
+            }
+            if code == DisconnectCode::TOKEN_REVOKED {
+                metrics.closed_revoked.add_one();
+            }
+            if code == DisconnectCode::FORCE_DISCONNECT || code == DisconnectCode::FORCE_RECONNECT {
+                metrics.closed_ordered.add_one();
             }
             tracing::info!(
                 client,
@@ -244,6 +263,7 @@ impl Connection {
             let is_leaving = leave_at.is_some_and(|at| Instant::now() >= at);
             let can_read = !is_leaving
                 && self.joining.is_none()
+                && self.held.is_none()
                 && !self.connecting
                 && self.commands.is_empty()
                 && link.outbox.has_reply_room();
@@ -263,6 +283,7 @@ impl Connection {
                         return end;
                     }
                 }
+                () = released(&mut self.held), if self.held.is_some() => self.held = None,
                 () = link.outbox.woken() => {
                     if link.outbox.is_gone() {
                         return End::Gone;
@@ -316,10 +337,11 @@ impl Connection {
                         self.link.reply(&frame);
                     }
                 }
+                Signal::Told(notice) => self.obey(&notice)?,
             }
         }
         // Large replies to a slow reader wait for each other instead of making it too slow (3008).
-        while self.joining.is_none() && self.link.outbox.has_reply_room() {
+        while self.joining.is_none() && self.link.outbox.has_reply_room() && !self.is_held() {
             let fetched = self.slow.fetched().pop_front();
             if let Some(command) = fetched {
                 self.connecting = false;
@@ -409,6 +431,7 @@ impl Connection {
             Effect::Reply(frame) => self.reply(&frame),
             Effect::Connected(frame) => {
                 self.sit_down()?;
+                self.enter()?;
                 self.reply(&frame);
             }
             Effect::Fetch(wanted, command) => self.fetch(wanted, command),
@@ -416,6 +439,16 @@ impl Connection {
             Effect::Leave(membership, frame) => {
                 drop(membership);
                 self.reply(&frame);
+            }
+            Effect::LeaveAll(memberships, frames) => {
+                self.edge
+                    .metrics
+                    .rooms_taken_away
+                    .add(memberships.len() as u64);
+                drop(memberships);
+                for frame in &frames {
+                    self.reply(frame);
+                }
             }
             Effect::Publish {
                 id,

@@ -8,8 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 use weir_authz::token::Wanted;
-use weir_authz::{Action, Denied, Grants, Permit, Verifier};
+use weir_authz::{Action, Denied, Grants, Permit, SubscriptionClaims, Verifier};
 use weir_nats::ambient::random;
+use weir_nats::control::TokenFacts;
 use weir_nats::{RoomName, Seq};
 
 use crate::door::check_format;
@@ -26,9 +27,13 @@ const FLAG_FAIL_UNRECOVERED: i64 = 2;
 /// Replies of error 111 after which the connection is closed (3013).
 const LIMITED_MAX: u32 = 1_000;
 
+mod authority;
 #[cfg(test)]
 mod tests;
 mod tokens;
+
+use authority::Authority;
+pub(crate) use authority::Obeyed;
 
 /// What the driver has to do for a command. At most one each.
 #[derive(Debug)]
@@ -47,6 +52,8 @@ pub(crate) enum Effect {
     Join(Join),
     /// Leave the room and send this frame.
     Leave(Membership, Bytes),
+    /// Leave these rooms and send these frames.
+    LeaveAll(Vec<Membership>, Vec<Bytes>),
     /// Publish, and answer with the outcome.
     Publish {
         id: u32,
@@ -87,6 +94,8 @@ pub(crate) struct Join {
     /// Public info in this room, and what the reply holds for the client, where a token said so.
     info: Option<String>,
     data: Option<String>,
+    /// The subscription token, if one was shown.
+    token: Option<TokenFacts>,
 }
 
 /// Now, as the driver sees it.
@@ -116,6 +125,7 @@ struct Connected {
     subscriptions: HashMap<RoomName, Place>,
     /// When subscriptions by token expire; most have no end and are not here.
     expiring: HashMap<RoomName, Instant>,
+    authority: Authority,
 }
 
 /// How far a subscription is. Each counts against the limit of channels.
@@ -215,6 +225,9 @@ impl Session {
     }
 
     fn dispatch(&mut self, id: u32, kind: CommandKind, now: Now) -> Effect {
+        if self.is_revoked() {
+            return Effect::Close(DisconnectCode::TOKEN_REVOKED);
+        }
         match (&self.phase, kind) {
             (Phase::New, CommandKind::Connect(connect)) if id > 0 => self.connect(id, connect, now),
             (Phase::New | Phase::Unusable, _)
@@ -327,6 +340,7 @@ impl Session {
             let permit = connected.grants.check_with_token(&claims, room, rules)?;
             (permit, Some(claims))
         };
+        let token = claims.as_ref().map(SubscriptionClaims::facts);
         let expires_at_s = claims.as_ref().and_then(|claims| claims.expires_at_s);
         let ttl_s = expires_at_s.map(|at| ttl(at, now.unix_s));
         let options = claims.map(|claims| claims.options).unwrap_or_default();
@@ -357,6 +371,7 @@ impl Session {
             expires: after(ttl_s, now),
             info: options.info,
             data: options.data,
+            token,
         })
     }
 
@@ -374,6 +389,15 @@ impl Session {
         if !connected.subscriptions.contains_key(&room) {
             // The room ended while the join was on its way: the client tries again.
             let frame = json::error(join.id, ErrorCode::INTERNAL);
+            return (Effect::Reply(frame), None);
+        }
+        // Its token may have been revoked meanwhile.
+        let revocations = self.verifier.revocations();
+        let user = connected.grants.user();
+        let is_revoked = |token| revocations.is_revoked(user, token);
+        if join.token.as_ref().is_some_and(is_revoked) {
+            connected.subscriptions.remove(&room);
+            let frame = json::error(join.id, ErrorCode::PERMISSION_DENIED);
             return (Effect::Reply(frame), None);
         }
         let joined = match result {
@@ -412,6 +436,7 @@ impl Session {
         if let Some(expires) = join.expires {
             connected.expiring.insert(room.clone(), expires);
         }
+        connected.authority.opened(&room, join.token.clone());
         let place = Place::Member(joined.membership, join.info.clone());
         connected.subscriptions.insert(room, place);
         (
@@ -439,6 +464,7 @@ impl Session {
         };
         let place = RoomName::parse(channel).ok().and_then(|room| {
             connected.expiring.remove(&room);
+            connected.authority.left(&room);
             connected.subscriptions.remove(&room)
         });
         match place {
@@ -455,6 +481,7 @@ impl Session {
         };
         // Without a membership the join is still on its way; its reply will say that it failed.
         connected.expiring.remove(room);
+        connected.authority.left(room);
         match connected.subscriptions.remove(room)? {
             Place::Member(..) => Some(json::unsubscribe_push(room.channel(), code)),
             Place::Waiting(_) | Place::Joining => None,
@@ -530,8 +557,10 @@ impl Session {
     fn member(&self, room: &RoomName) -> Option<&Option<String>> {
         match &self.phase {
             Phase::Connected(connected) => match connected.subscriptions.get(room) {
-                Some(Place::Member(_, info)) => Some(info),
-                Some(Place::Waiting(_) | Place::Joining) | None => None,
+                Some(Place::Member(_, info)) if !self.is_room_revoked(connected, room) => {
+                    Some(info)
+                }
+                Some(_) | None => None,
             },
             Phase::New | Phase::Unusable => None,
         }

@@ -147,6 +147,7 @@ fn read_config(root: &mut Section<'_>) -> Config {
         door: read_door(&mut root.section("door")),
         nats: read_nats(&mut root.section("nats")),
         auth_callout: tokens::read_callout(&mut root.section("auth_callout")),
+        revocation: tokens::read_revocation(&mut root.section("revocation")),
         nats_server: read_nats_server(&mut root.section("nats_server")),
         shutdown: read_shutdown(&mut root.section("shutdown")),
     }
@@ -408,6 +409,7 @@ fn read_nats(s: &mut Section<'_>) -> Nats {
         door: read_nats_user(&mut s.section("door"), &d.door),
         system: read_nats_user(&mut s.section("system"), &d.system),
         auth: read_nats_user(&mut s.section("auth"), &d.auth),
+        kick: read_nats_user(&mut s.section("kick"), &d.kick),
     }
 }
 

@@ -106,6 +106,8 @@ pub struct Nats {
     pub system: NatsUser,
     /// `[nats.auth]`: answers the auth callout, in an account of its own.
     pub auth: NatsUser,
+    /// `[nats.kick]`: a user of the system account that lists connections and ends those that are revoked.
+    pub kick: NatsUser,
 }
 
 impl Default for Nats {
@@ -123,6 +125,7 @@ impl Default for Nats {
             door: user("weir_door"),
             system: user("sys"),
             auth: user("weir_auth"),
+            kick: user("weir_kick"),
         }
     }
 }

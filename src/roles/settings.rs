@@ -69,6 +69,16 @@ pub(super) fn auth_credentials(config: &Config) -> Credentials {
     }
 }
 
+/// `None` without a password: then connections at nats-servers end with their tokens.
+pub(super) fn kick_credentials(config: &Config) -> Option<Credentials> {
+    let kick = &config.nats.kick;
+    let is_set = config.auth_callout.enabled && !kick.password.is_empty();
+    is_set.then(|| Credentials {
+        user: kick.user.clone(),
+        password: kick.password.expose().to_owned(),
+    })
+}
+
 pub(super) fn publish_limits(config: &Config) -> PublishLimits {
     PublishLimits {
         queue_max_bytes: config.publish.queue_max_size,
@@ -166,6 +176,7 @@ pub(crate) fn static_users(config: &Config) -> HashSet<String> {
         &nats.door,
         &nats.system,
         &nats.auth,
+        &nats.kick,
     ];
     let own = own.iter().map(|user| user.user.clone());
     let listed = config.auth_callout.static_users.iter().cloned();

@@ -181,6 +181,7 @@ fn text(effect: Effect) -> String {
             format!("join {} {since:?}", join.permit.room())
         }
         Effect::Leave(..) => "leave".into(),
+        Effect::LeaveAll(rooms, _) => format!("leave {}", rooms.len()),
         Effect::Publish {
             permit, log, data, ..
         } => {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use weir_authz::{Claims, Grants, SubscriptionClaims, TokenError};
 use weir_nats::RoomName;
 
-use super::{Connected, Effect, Now, Phase, Place, Refused, Session};
+use super::{Authority, Connected, Effect, Now, Phase, Place, Refused, Session};
 use super::{after, random_part, ttl, version};
 use crate::protocol::code::{DisconnectCode, ErrorCode, UnsubscribeCode};
 use crate::protocol::{Command, CommandKind, Connect, ConnectResult, json};
@@ -40,6 +40,8 @@ impl Session {
                 },
             }
         };
+        let token = (!connect.token.is_empty()).then(|| claims.facts());
+        let authority = Authority::new(token, now);
         let ttl_s = self.ttl_s(&claims, now);
         let ping = self.settings.client.ping_interval;
         let result = ConnectResult {
@@ -58,6 +60,7 @@ impl Session {
             expires: after(ttl_s, now),
             subscriptions: HashMap::new(),
             expiring: HashMap::new(),
+            authority,
         });
         Effect::Connected(json::connect(id, &result))
     }
@@ -74,8 +77,9 @@ impl Session {
                     Phase::Connected(connected) if connected.grants.user() == claims.user => {
                         connected.expires = after(ttl_s, now);
                         connected.grants = Grants::of(&claims, self.settings.client.insecure);
+                        connected.authority.renew(claims.facts());
                         connected.info = claims.info;
-                        Effect::Reply(json::refresh(id, &self.client, &version(), ttl_s))
+                        self.narrowed(json::refresh(id, &self.client, &version(), ttl_s))
                     }
                     _ => Effect::Close(DisconnectCode::INVALID_TOKEN),
                 }
@@ -133,9 +137,13 @@ impl Session {
             Ok(_) => return Effect::Reply(json::error(id, ErrorCode::PERMISSION_DENIED)),
             Err(_) => return Refused::bad().effect(id),
         };
+        if !self.is_opened_by(&claims, &room) {
+            return self.end(&room);
+        }
         let Phase::Connected(connected) = &mut self.phase else {
             return Effect::Close(DisconnectCode::BAD_REQUEST);
         };
+        connected.authority.opened(&room, Some(claims.facts()));
         let ttl_s = claims.expires_at_s.map(|at| ttl(at, now.unix_s));
         if let Some(Place::Member(_, info)) = connected.subscriptions.get_mut(&room) {
             *info = claims.options.info;
@@ -149,6 +157,18 @@ impl Session {
             }
         }
         Effect::Reply(json::sub_refresh(id, ttl_s))
+    }
+
+    /// True if a subscription token is enough for a room by what the connection may do now.
+    fn is_opened_by(&self, claims: &SubscriptionClaims, room: &RoomName) -> bool {
+        let Phase::Connected(connected) = &self.phase else {
+            return false;
+        };
+        self.settings.namespace(room).is_some_and(|namespace| {
+            let rules = &namespace.rules;
+            let permit = connected.grants.check_with_token(claims, room, rules);
+            permit.is_ok()
+        })
     }
 
     /// Verifies a subscription token of this connection's.
@@ -175,6 +195,7 @@ impl Session {
             return Effect::None;
         };
         connected.expiring.remove(room);
+        connected.authority.left(room);
         match connected.subscriptions.remove(room) {
             Some(Place::Member(membership, _)) => {
                 let frame = json::unsubscribe_push(room.channel(), UnsubscribeCode::EXPIRED);
@@ -204,7 +225,7 @@ impl Session {
             TokenError::Expired => Refused::Error(ErrorCode::TOKEN_EXPIRED),
             TokenError::ConnectionExpired => Refused::Error(ErrorCode::EXPIRED),
             TokenError::Unavailable | TokenError::Wanted(_) => Refused::Error(ErrorCode::INTERNAL),
-            TokenError::Invalid(_) | TokenError::Mismatch(_) => {
+            TokenError::Invalid(_) | TokenError::Mismatch(_) | TokenError::Revoked => {
                 Refused::Close(DisconnectCode::INVALID_TOKEN)
             }
         }
@@ -213,7 +234,7 @@ impl Session {
     /// The same of a subscribe: a token that is no good costs the subscription, one for somebody else
     /// the connection.
     pub(super) fn refused_subscribe(&self, error: TokenError) -> Refused {
-        let is_no_good = matches!(error, TokenError::Invalid(_));
+        let is_no_good = matches!(error, TokenError::Invalid(_) | TokenError::Revoked);
         match self.refused(error, "subscribe") {
             Refused::Close(_) if is_no_good => Refused::Error(ErrorCode::PERMISSION_DENIED),
             refused => refused,
