@@ -166,6 +166,7 @@ pub(crate) struct Target {
     pub(crate) door: NatsUser,
     system: NatsUser,
     auth: NatsUser,
+    kick: NatsUser,
 }
 
 impl Target {
@@ -181,6 +182,7 @@ impl Target {
             door: nats.door,
             system: nats.system,
             auth: nats.auth,
+            kick: nats.kick,
         };
         if named {
             return Ok(target);
@@ -199,6 +201,7 @@ impl Target {
             target.door.password = kept.weir_door;
             target.system.password = kept.sys;
             target.auth.password = kept.weir_auth;
+            target.kick.password = kept.weir_kick;
         }
         Ok(target)
     }

@@ -104,6 +104,11 @@ impl Roles {
         let links = Links::connect(&connect_config(config))
             .await
             .map_err(failed)?;
+        let connections = match kick_credentials(config) {
+            Some(user) => Some(Connections::connect(&connect_config(config), &user).await),
+            None => None,
+        };
+        let connections = connections.transpose().map_err(failed)?;
         // Subscribed first: what happens while the streams are compared is not missed.
         let (guard_events, sweep_events) = (links.events(), links.events());
         let control_events = links.events();
@@ -252,9 +257,7 @@ impl Roles {
         let mut more_links = Vec::new();
         let kicks = Arc::new(KickMetrics::default());
         let mut control = control;
-        if let Some(user) = kick_credentials(config) {
-            let connections = Connections::connect(&connect_config(config), &user).await;
-            let connections = connections.map_err(failed)?;
+        if let Some(connections) = connections {
             more_links.push(connections.client().clone());
             let (kicker, task) = kicker(connections, config.auth_callout.account.clone());
             tasks.spawn(task.run(Arc::clone(&kicks), stop.clone()));

@@ -38,6 +38,16 @@ pub(super) async fn look(report: &mut Report, config: &Config, target: &Target) 
             Err(error) => report.bad(format!("the rights of {:?} cannot be tried: {error}", user.user)),
         }
     }
+    if target.kick.password.is_empty() {
+        report.warn(
+            "auth callout: nats.kick has no password, so connections of revoked tokens stay at nats-servers until they expire",
+        );
+    } else if let Err(error) = Probed::connect(&target.url, &target.kick).await {
+        report.bad(format!(
+            "auth callout: NATS refuses the user {:?}: {}; set nats.kick.user and WEIR_NATS_KICK_PASSWORD, and list it in auth_users",
+            target.kick.user, error.text
+        ));
+    }
     let now_s = i64::try_from(weir_nats::ambient::since_1970().as_secs()).unwrap_or(i64::MAX);
     let wish = Wish {
         user: TRIAL_USER,

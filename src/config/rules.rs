@@ -162,7 +162,7 @@ fn client(config: &Config, rules: &mut Rules<'_>, warnings: &mut Vec<String>) {
             "allow at least one second's commands at once",
         );
     }
-    super::tokens::warn(client, warnings);
+    super::tokens::warn(client, &config.revocation, warnings);
     if client.token.all("").is_empty()
         && !client.allow_anonymous_connect_without_token
         && !client.insecure

@@ -349,7 +349,7 @@ fn pem(text: String) -> String {
 }
 
 /// What is allowed, but probably not meant.
-pub(super) fn warn(client: &Client, warnings: &mut Vec<String>) {
+pub(super) fn warn(client: &Client, revocation: &Revocation, warnings: &mut Vec<String>) {
     let subscription = &client.subscription_token;
     let mut all = client.token.all("client.token");
     let apart = subscription.token.all("client.subscription_token");
@@ -377,6 +377,11 @@ pub(super) fn warn(client: &Client, warnings: &mut Vec<String>) {
         {
             warnings.push(format!(
                 "{table}.hmac_previous_secret_key: it is taken for ever; set hmac_previous_secret_key_valid_until"
+            ));
+        }
+        if issuer.exp_max_ahead > revocation.ttl {
+            warnings.push(format!(
+                "revocation.ttl: shorter than {table}.exp_max_ahead, so a revoked token could be valid again; write at least as long"
             ));
         }
         if issuer.allow_missing_exp {
