@@ -125,7 +125,8 @@ struct Connected {
     subscriptions: HashMap<RoomName, Place>,
     /// When subscriptions by token expire; most have no end and are not here.
     expiring: HashMap<RoomName, Instant>,
-    authority: Authority,
+    /// Rarely looked at, so apart.
+    authority: Box<Authority>,
 }
 
 /// How far a subscription is. Each counts against the limit of channels.

@@ -34,6 +34,7 @@ mod lost_ack;
 mod lost_tail;
 mod proxy;
 mod put_back;
+mod revoke;
 mod rollback;
 mod slow_reader;
 #[path = "../support/token_cases.rs"]

@@ -10,6 +10,7 @@ use crate::hub::JoinError;
 use crate::rate::Rate;
 use crate::settings::{Bounds, ClientSettings, DataFormat, DoorSettings};
 
+mod authority;
 mod tokens;
 
 const UNIX_S: i64 = 1_800_000_000;

@@ -41,7 +41,7 @@ impl Session {
             }
         };
         let token = (!connect.token.is_empty()).then(|| claims.facts());
-        let authority = Authority::new(token, now);
+        let authority = Box::new(Authority::new(token, now));
         let ttl_s = self.ttl_s(&claims, now);
         let ping = self.settings.client.ping_interval;
         let result = ConnectResult {

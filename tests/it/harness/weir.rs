@@ -352,9 +352,13 @@ pub(crate) fn tail(log: &str) -> String {
 
 /// A connection token of a user.
 pub(crate) fn token(user: &str) -> String {
-    let claims = serde_json::json!({ "sub": user, "exp": 4_102_444_800_u64 });
+    signed(&serde_json::json!({ "sub": user, "exp": 4_102_444_800_u64 }))
+}
+
+/// A token with any claims.
+pub(crate) fn signed(claims: &serde_json::Value) -> String {
     let key = jsonwebtoken::EncodingKey::from_secret(TOKEN_KEY.as_bytes());
-    jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).unwrap()
 }
 
 /// A GET without a client library: status and body.
