@@ -60,6 +60,15 @@ impl Bucket {
 
     /// Entries under `keys` (with wildcards of subjects) that were written after a revision, oldest first.
     pub(crate) async fn entries(&self, keys: &str, after: u64) -> Result<Vec<Entry>, BucketError> {
+        self.scan(keys, after).await.map(|(entries, _)| entries)
+    }
+
+    /// The same, with the newest revision that was looked at, marks of keys that were taken out included.
+    pub(crate) async fn scan(
+        &self,
+        keys: &str,
+        after: u64,
+    ) -> Result<(Vec<Entry>, u64), BucketError> {
         let (filter, mut after) = (subject(keys), Seq::new(after));
         let mut entries = Vec::new();
         loop {
@@ -68,7 +77,7 @@ impl Bucket {
                 .scan(KV_STREAM, &filter, after, PAGE_MAX_ENTRIES);
             let page = page.await?;
             let Some(newest) = page.last() else {
-                return Ok(entries);
+                return Ok((entries, after.get()));
             };
             after = newest.seq;
             entries.extend(page.into_iter().filter_map(|one| {
@@ -81,6 +90,14 @@ impl Bucket {
                 })
             }));
         }
+    }
+
+    /// Whether there is more after a revision, as the leader has it: a replica that lags may have said that there is
+    /// not.
+    pub(crate) async fn has_after(&self, keys: &str, after: u64) -> Result<bool, ReplayError> {
+        let (filter, after) = (subject(keys), Seq::new(after));
+        let found = self.replay.leader_has_after(KV_STREAM, &filter, after);
+        found.await.map(|found| found.is_some())
     }
 
     /// Writes a key, whatever it held.

@@ -200,9 +200,8 @@ async fn an_edge_that_was_cut_off_reads_orders_before_it_serves_anybody() {
     let mut times = Vec::new();
     for round in 0..rounds {
         let (bad, worse) = (format!("bad{round}"), format!("worse{round}"));
-        let mut revoked = connect(&far, &token(&bad, &bad, 2, json!({})))
-            .await
-            .unwrap();
+        let revoked_token = token(&bad, &bad, 2, json!({}));
+        let mut revoked = connect(&far, &revoked_token).await.unwrap();
         let mut ended = connect(&far, &token(&worse, &worse, 2, json!({})))
             .await
             .unwrap();
@@ -216,18 +215,15 @@ async fn an_edge_that_was_cut_off_reads_orders_before_it_serves_anybody() {
         proxy.refuse();
         // It has noticed.
         until("the far edge is cut off", wait, async || !far.ready().await).await;
-        for (subject, body) in [
-            ("weir.revoke", json!({"user": bad})),
-            ("weir.disconnect", json!({"user": worse})),
-        ] {
-            // The far edge cannot answer, and the order stands.
-            let answer = ask(&operator, subject, body).await;
+        // The far edge cannot answer, and the orders stand.
+        let answers = tokio::join!(
+            ask(&operator, "weir.revoke", json!({"user": bad})),
+            ask(&operator, "weir.disconnect", json!({"user": worse}))
+        );
+        for answer in [answers.0, answers.1] {
+            let silent = answer["result"]["silent"].as_array().map(Vec::len);
             assert_eq!(answer["result"]["processes"], 1, "{answer}");
-            assert_eq!(
-                answer["result"]["silent"].as_array().map(Vec::len),
-                Some(1),
-                "{answer}"
-            );
+            assert_eq!(silent, Some(1), "{answer}");
         }
         // From now on there is always something to be shown.
         let (stop, written) = (

@@ -11,6 +11,8 @@ use crate::ambient::now_ms;
 use crate::bucket::{Bucket, BucketError, Entry, json};
 use crate::replay::{ReplayError, StreamState};
 
+/// All orders.
+const KEYS: &str = "control.>";
 /// Keys of the bucket, whatever they are, beyond which no new order is taken; each is some 200 bytes in memory and on
 /// disk.
 pub const KEYS_MAX: u64 = 100_000;
@@ -28,6 +30,9 @@ pub enum BookError {
         "the bucket weir has {KEYS_MAX} keys, so no more orders are kept; wait until some are over, or revoke by issued_before"
     )]
     TooMany,
+    /// The replica that answered is behind the leader.
+    #[error("a replica of the bucket weir lags")]
+    Lags,
     /// Somebody else wrote it, again and again.
     #[error("others write the same order at the same time; try again")]
     Raced,
@@ -61,13 +66,25 @@ impl Book {
         Ok(Self(Bucket::open(client).await?))
     }
 
-    /// Orders that were written after a revision, oldest first, and the newest revision that was looked at.
+    /// Orders that were written after a revision, oldest first, and the newest revision that was looked at. Nothing is
+    /// missing that was written before this was asked.
     ///
     /// # Errors
-    /// When the bucket does not answer.
+    /// When the bucket does not answer, or a replica of it that lags.
     pub async fn after(&self, revision: u64) -> Result<(Vec<Written>, u64), BookError> {
-        let entries = self.0.entries("control.>", revision).await?;
-        let newest = entries.last().map_or(revision, |entry| entry.revision);
+        let (mut entries, mut newest) = (Vec::new(), revision);
+        let mut tries_left = TRIES_MAX;
+        loop {
+            let (more, reached) = self.0.scan(KEYS, newest).await?;
+            (newest, tries_left) = (reached, tries_left - 1);
+            entries.extend(more);
+            if !self.0.has_after(KEYS, newest).await? {
+                break;
+            }
+            if tries_left == 0 {
+                return Err(BookError::Lags);
+            }
+        }
         let orders = entries.into_iter().filter_map(|entry| {
             let revision = entry.revision;
             let order = entry.read()?;
@@ -125,7 +142,7 @@ impl Book {
     /// When the bucket does not answer.
     pub async fn clean(&self) -> Result<usize, BookError> {
         let now = now_ms();
-        let entries = self.0.entries("control.>", 0).await?;
+        let entries = self.0.entries(KEYS, 0).await?;
         let is_over = |entry: &&Entry| entry.read::<Order>().is_some_and(|o| o.is_over(now));
         let mut gone = 0;
         for entry in entries.iter().filter(is_over) {

@@ -17,7 +17,7 @@ use crate::erasure::book::{Book as Processes, Process};
 /// Processes say that they run every 20 s; one that did not for so long is not waited for.
 const SILENT_AFTER_MS: i64 = 65_000;
 /// How long the answers of processes are waited for.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 
 /// What became of an order.
 #[derive(Clone, Debug)]
@@ -72,7 +72,7 @@ impl Giver {
         &self.book
     }
 
-    /// Gives one: from when this has written it, it is in force. Then waits for what processes say, within 5 s.
+    /// Gives one: from when this has written it, it is in force. Then waits for what processes say, within 3 s.
     ///
     /// # Errors
     /// When it is not written down.

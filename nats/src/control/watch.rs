@@ -31,7 +31,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Between looks for what is over.
 const CLEAN_EVERY: Duration = Duration::from_secs(600);
 /// For the answer about connections at nats-servers.
-const KICKED_WITHIN: Duration = Duration::from_secs(3);
+const KICKED_WITHIN: Duration = Duration::from_secs(2);
 /// An order may be read a moment before its nudge comes.
 const UNSAID_FOR: Duration = Duration::from_secs(1);
 /// Nudges that wait for the same look.
