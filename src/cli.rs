@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::archive_cli::{self, ArchiveCommand};
 use crate::auth_cli::{AuthCommand, with_own_secret};
 use crate::config::{Config, ConfigFile, Loaded, Sources, parse_duration};
+use crate::control_cli::{DisconnectArgs, RevokeArgs, UnsubscribeArgs};
 use crate::node::{self, Mode};
+use crate::roles::host_name;
 use crate::tokens::{self, Wish};
 use crate::{check, telemetry};
 use clap::{Args, Parser, Subcommand};
@@ -65,6 +67,12 @@ enum Command {
     /// Say what tokens may do, and the keys of the auth callout
     #[command(subcommand)]
     Auth(AuthCommand),
+    /// Declare tokens invalid: a user's, one, or all of before a time
+    Revoke(RevokeArgs),
+    /// End connections of a user, of a room, or one
+    Disconnect(DisconnectArgs),
+    /// End subscriptions of a user, of a room, or of one connection
+    Unsubscribe(UnsubscribeArgs),
     /// Look at the archive, move it, compare it with the log; Weir may run meanwhile
     #[command(subcommand)]
     Archive(ArchiveCommand),
@@ -83,7 +91,7 @@ pub(crate) struct Common {
     pub(crate) sets: Vec<(String, String)>,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).ok_or_else(|| "write 25s, 2m or 72h".to_owned())
 }
 
@@ -145,11 +153,22 @@ pub fn run() -> ExitCode {
         }
         Command::Archive(command) => {
             with_runtime(command.common(), &ConfigFile::None, |loaded| async move {
-                match Box::pin(archive_cli::run(command, &loaded)).await {
-                    Ok(code) => code,
-                    Err(archive_cli::Failure::Config(errors)) => wrong(&errors),
-                    Err(archive_cli::Failure::Failed(error)) => failed(&error),
-                }
+                ended(Box::pin(archive_cli::run(command, &loaded)).await)
+            })
+        }
+        Command::Revoke(args) => {
+            with_runtime(&args.common, &ConfigFile::None, |loaded| async move {
+                ended(Box::pin(args.run(&loaded)).await)
+            })
+        }
+        Command::Disconnect(args) => {
+            with_runtime(&args.common, &ConfigFile::None, |loaded| async move {
+                ended(Box::pin(args.run(&loaded)).await)
+            })
+        }
+        Command::Unsubscribe(args) => {
+            with_runtime(&args.common, &ConfigFile::None, |loaded| async move {
+                ended(Box::pin(args.run(&loaded)).await)
             })
         }
     }
@@ -265,6 +284,14 @@ pub(crate) fn complain(text: &str) {
     }
 }
 
+fn ended(result: Result<ExitCode, archive_cli::Failure>) -> ExitCode {
+    match result {
+        Ok(code) => code,
+        Err(archive_cli::Failure::Config(errors)) => wrong(&errors),
+        Err(archive_cli::Failure::Failed(error)) => failed(&error),
+    }
+}
+
 fn wrong(errors: &str) -> ExitCode {
     complain(errors);
     ExitCode::from(EXIT_CONFIG)
@@ -273,4 +300,16 @@ fn wrong(errors: &str) -> ExitCode {
 fn failed(error: &str) -> ExitCode {
     complain(error);
     ExitCode::FAILURE
+}
+
+/// The operating system's user, by what the system says and not by what the environment does.
+pub(crate) fn who() -> String {
+    let uid = rustix::process::getuid().as_raw();
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then_some(name)
+    });
+    format!("{}@{} (uid {uid})", name.unwrap_or("unknown"), host_name())
 }

@@ -19,6 +19,7 @@ use weir_edge::hook::Hooks;
 use weir_edge::hub::{Hub, HubParts};
 use weir_edge::limits::Limits;
 use weir_edge::metrics::Metrics;
+use weir_edge::roster::Roster;
 use weir_edge::seats::Seats;
 use weir_edge::writer::Writer;
 use weir_edge::{server, sweep};
@@ -27,13 +28,17 @@ use weir_history::service::HistoryService;
 use weir_history::{Archive, Reader, Worker, WorkerMetrics};
 use weir_nats::connect::Links;
 use weir_nats::connections::Connections;
+use weir_nats::control::give::Giver;
+use weir_nats::control::kick::{KickMetrics, kicker};
+use weir_nats::control::service::ControlService;
+use weir_nats::control::watch::Watch as ControlWatch;
 use weir_nats::erasure::watch::{Apply, Identity, Watch};
 use weir_nats::figures::Figure;
 use weir_nats::guard::Guard;
 use weir_nats::publish::{Publisher, PublisherParts};
 use weir_nats::replay::Replay;
 use weir_nats::stream::{LogConfig, context, declare_bucket, declare_probe};
-use weir_nats::{Orders, Placements};
+use weir_nats::{Orders, Placements, Revocations};
 
 use crate::config::Config;
 
@@ -42,7 +47,7 @@ mod logins;
 mod probe;
 mod settings;
 
-use hooks::{history_policy, lookup, saw, suspect};
+use hooks::{carry_out, history_policy, lookup, saw, suspect};
 use logins::Logins;
 pub(crate) use settings::{all_rules, static_users};
 pub(crate) use settings::{connect_config, nats_tls};
@@ -66,6 +71,7 @@ pub struct Roles {
     guard: Guard,
     tasks: TaskTracker,
     logins: Logins,
+    kicks: Arc<KickMetrics>,
     /// As the users beside the three.
     more_links: Vec<async_nats::Client>,
     /// The doors, which answer what they have in hand before they end.
@@ -104,6 +110,7 @@ impl Roles {
         let connections = connections.transpose().map_err(failed)?;
         // Subscribed first: what happens while the streams are compared is not missed.
         let (guard_events, sweep_events) = (links.events(), links.events());
+        let control_events = links.events();
         let js = context(links.live.clone());
         declare_probe(&js).await.map_err(failed)?;
         let archive = open_archive(config).await?;
@@ -117,6 +124,9 @@ impl Roles {
         let replicas = logs.iter().map(|log| log.replicas).max().unwrap_or(1);
         declare_bucket(&js, replicas).await.map_err(failed)?;
         let identity = identity(config, &archive);
+        let revocations = Revocations::default();
+        let control = ControlWatch::start(&links, revocations.clone(), identity.id.clone());
+        let control = control.await.map_err(failed)?;
         let watch = Watch::start(links.live.clone(), orders.clone(), identity);
         let watch = watch.await.map_err(failed)?;
         let eraser = Eraser::new(
@@ -187,6 +197,7 @@ impl Roles {
             reader: reader.clone(),
             placements: placements.clone(),
             orders: orders.clone(),
+            revocations: revocations.clone(),
             settings: Arc::clone(&settings),
             metrics: Arc::clone(&metrics),
             limits: Arc::clone(&limits),
@@ -234,9 +245,14 @@ impl Roles {
         .with_page(settings.bounds.reply_max_bytes);
         let history = spawn_service("history", history.run(closing.clone()), &tasks);
         let (verifier, fetchers) = crate::tokens::verifier(config).map_err(failed)?;
+        let verifier = Arc::new(Arc::unwrap_or_clone(verifier).with_revocations(revocations));
         for fetcher in fetchers {
             tasks.spawn(fetcher.run(stop.clone()));
         }
+        let giver = Giver::open(links.live.clone()).await.map_err(failed)?;
+        let ttl = config.revocation.ttl;
+        let orders_taken = ControlService::new(links.door.clone(), giver, ttl, tasks.clone());
+        let orders_taken = spawn_service("control", orders_taken.run(closing.clone()), &tasks);
         let mut logins = Logins::start(
             config,
             &verifier,
@@ -246,9 +262,19 @@ impl Roles {
             &stop,
         )
         .await?;
-        let kicks = connections.map(|connections| connections.client().clone());
-        let more_links = logins.link.take().into_iter().chain(kicks);
-        let services = [door, history].into_iter().chain(logins.service.take());
+        let kicks = Arc::new(KickMetrics::default());
+        let mut control = control;
+        let mut more_links: Vec<_> = logins.link.take().into_iter().collect();
+        if let Some(connections) = connections {
+            more_links.push(connections.client().clone());
+            let (kicker, task) = kicker(connections, config.auth_callout.account.clone());
+            tasks.spawn(task.run(Arc::clone(&kicks), stop.clone()));
+            control = control.with_kicker(kicker);
+        }
+        let roster = Roster::default();
+        tasks.spawn(control.run(control_events, carry_out(roster.clone()), stop.clone()));
+        let services = [door, history, orders_taken];
+        let services = services.into_iter().chain(logins.service.take());
         let edge = Arc::new(Edge {
             hooks: Hooks::new(&settings.hooks, &links.live),
             verifier,
@@ -261,6 +287,7 @@ impl Roles {
             nats: links.live.clone(),
             seats: Seats::default(),
             limits,
+            roster,
             tasks: tasks.clone(),
             draining: CancellationToken::new(),
         });
@@ -272,7 +299,8 @@ impl Roles {
             tasks,
             services: services.collect(),
             logins,
-            more_links: more_links.collect(),
+            kicks,
+            more_links,
             erasure,
             orders,
             closing,
@@ -298,6 +326,8 @@ impl Roles {
         figures.push(self.edge.limits.figure());
         figures.push(self.orders.figure());
         figures.extend(self.logins.figures());
+        figures.extend(self.edge.verifier.revocations().figures());
+        figures.extend(self.kicks.figures());
         figures.extend(self.worker.figures());
         let from_rings = self.edge.metrics.recovered_from_ring.value();
         figures.extend(self.edge.reader.metrics().read(from_rings));

@@ -7,6 +7,7 @@ use weir_authz::Verifier;
 use weir_authz::token::{
     Address, AddressError, Check, Endpoint, Fetcher, Issuer, Key, KeyError, Keys, Mint, Signer,
 };
+use weir_nats::ambient::random;
 
 use crate::config::{self, Config};
 
@@ -182,6 +183,8 @@ pub fn mint(config: &Config, wish: &Wish<'_>) -> Result<String, String> {
         user: wish.user,
         channel: wish.channel,
         expires_at_s: Some(wish.expires_at_s),
+        issued_at_s: Some(wish.now_s),
+        token_id: &data_encoding::HEXLOWER.encode(&random::<8>()),
         audience: &issuer.audience,
         issuer: &issuer.issuer,
         user_id_claim: &issuer.user_id_claim,

@@ -32,12 +32,17 @@ use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::protocol::code::{DisconnectCode, ErrorCode};
 use crate::protocol::{Command, CommandKind, History, json};
+use crate::roster::{Listed, Roster};
 use crate::seats::{Seat, Seats};
 use crate::session::{Effect, Join, Now, Session, random_part};
 use crate::settings::{ClientSettings, EdgeSettings};
 use crate::socket::Socket;
 use crate::websocket::{self, Decoder, Event, Opcode};
 use crate::writer::{Writer, Written};
+
+mod authority;
+
+use authority::{Held, released};
 
 /// Bytes read at once, into a buffer on the stack that no idle connection keeps.
 const READ_MAX_BYTES: usize = 8 << 10;
@@ -77,6 +82,8 @@ pub struct Edge {
     pub seats: Seats<String>,
     /// What connections, users, addresses and namespaces may do.
     pub limits: Arc<Limits>,
+    /// Who is connected, for orders of operators.
+    pub roster: Roster,
     /// The node's tasks.
     pub tasks: TaskTracker,
     /// Set when the edge accepts no more and lets its connections go.
@@ -91,6 +98,10 @@ struct Connection {
     session: Session,
     /// The user's place, where places are counted.
     seat: Option<Seat<String>>,
+    /// How orders reach it, once it has a user.
+    listed: Option<Listed>,
+    /// What has to be read before it is served.
+    held: Option<Held>,
     decoder: Decoder,
     /// Headers that hooks are told, where they want some.
     passed_on: Option<Arc<PassedOn>>,
@@ -183,6 +194,8 @@ pub(crate) async fn run(
         link: Arc::clone(&link),
         session,
         seat: None,
+        listed: None,
+        held: None,
         decoder,
         passed_on,
         commands: VecDeque::new(),
@@ -242,6 +255,12 @@ async fn finish(link: &Link, metrics: &Metrics, client: &str, end: End) {
             if code == DisconnectCode::SLOW {
                 metrics.closed_slow.add_one();
             }
+            if code == DisconnectCode::TOKEN_REVOKED {
+                metrics.closed_revoked.add_one();
+            }
+            if code == DisconnectCode::FORCE_DISCONNECT || code == DisconnectCode::FORCE_RECONNECT {
+                metrics.closed_ordered.add_one();
+            }
             tracing::info!(
                 client,
                 code = code.code,
@@ -292,6 +311,7 @@ impl Connection {
             let is_leaving = leave_at.is_some_and(|at| Instant::now() >= at);
             let can_read = !is_leaving
                 && self.joining.is_none()
+                && self.held.is_none()
                 && !self.connecting
                 && self.commands.is_empty()
                 && link.outbox.has_reply_room();
@@ -311,6 +331,7 @@ impl Connection {
                         return end;
                     }
                 }
+                () = released(&mut self.held), if self.held.is_some() => self.held = None,
                 () = link.outbox.woken() => {
                     if link.outbox.is_gone() {
                         return End::Gone;
@@ -364,10 +385,11 @@ impl Connection {
                         self.link.reply(&frame);
                     }
                 }
+                Signal::Told(notice) => self.obey(&notice)?,
             }
         }
         // Large replies to a slow reader wait for each other instead of making it too slow (3008).
-        while self.joining.is_none() && self.link.outbox.has_reply_room() {
+        while self.joining.is_none() && self.link.outbox.has_reply_room() && !self.is_held() {
             let back = self.slow.waited().back.pop_front();
             if let Some(back) = back {
                 let effect = self.again(back);
@@ -457,6 +479,7 @@ impl Connection {
             Effect::Reply(frame) => self.reply(&frame),
             Effect::Connected(frame) => {
                 self.sit_down()?;
+                self.enter()?;
                 self.reply(&frame);
             }
             Effect::Fetch(wanted, command) => self.fetch(wanted, command),
@@ -465,6 +488,16 @@ impl Connection {
             Effect::Leave(membership, frame) => {
                 drop(membership);
                 self.reply(&frame);
+            }
+            Effect::LeaveAll(memberships, frames) => {
+                self.edge
+                    .metrics
+                    .rooms_taken_away
+                    .add(memberships.len() as u64);
+                drop(memberships);
+                for frame in &frames {
+                    self.reply(frame);
+                }
             }
             Effect::Publish {
                 id,

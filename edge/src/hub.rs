@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use weir_authz::{Action, Permit};
 use weir_history::Reader;
 use weir_nats::replay::Replay;
-use weir_nats::{Epoch, Orders, Placements, RoomName, Seq};
+use weir_nats::{Epoch, Orders, Placements, Revocations, RoomName, Seq};
 
 use crate::limits::Limits;
 use crate::link::Link;
@@ -43,6 +43,7 @@ pub(crate) struct Shared {
     pub(crate) reader: Reader,
     pub(crate) placements: Placements,
     pub(crate) orders: Orders,
+    pub(crate) revocations: Revocations,
     pub(crate) settings: Arc<EdgeSettings>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Arc<Limits>,
@@ -61,6 +62,8 @@ pub struct HubParts {
     pub placements: Placements,
     /// What may not be shown any more. [`Hub::forget_erased`] is to be called after each change.
     pub orders: Orders,
+    /// Nobody is served before they are read.
+    pub revocations: Revocations,
     /// The edge's settings.
     pub settings: Arc<EdgeSettings>,
     /// The edge's counters.
@@ -199,6 +202,7 @@ impl Hub {
             reader: parts.reader,
             placements: parts.placements,
             orders: parts.orders,
+            revocations: parts.revocations,
             settings: parts.settings,
             metrics: parts.metrics,
             limits: parts.limits,

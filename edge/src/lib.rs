@@ -17,6 +17,7 @@ pub mod rate;
 mod ring_fill;
 pub mod room;
 mod room_task;
+pub mod roster;
 pub mod seats;
 pub mod server;
 mod session;

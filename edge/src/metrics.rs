@@ -25,6 +25,12 @@ weir_nats::figures! {
         closed_no_pong: Counter,
         /// Sockets closed as too slow for what nothing stores (3008).
         closed_slow: Counter,
+        /// Sockets closed as their token was revoked (3500).
+        closed_revoked: Counter,
+        /// Sockets closed by an order to disconnect (3503, 3011).
+        closed_ordered: Counter,
+        /// Subscriptions ended by order, by a revoked token or by a refresh that narrows (2000).
+        rooms_taken_away: Counter,
         /// Rooms open on this edge.
         rooms: Gauge,
         /// Memberships of sockets in rooms.

@@ -241,12 +241,16 @@ impl RoomTask {
                 biased;
                 live = subscriber.next() => match live {
                     Some(message) => {
+                        self.until_orders_are_read().await;
                         self.take_live(&mut room, &mut subscriber, queue, message).await
                     }
                     None => Err(Moved),
                 },
                 command = queue.recv() => match command {
-                    Some(command) => self.command(&mut room, command).await,
+                    Some(command) => {
+                        self.until_orders_are_read().await;
+                        self.command(&mut room, command).await
+                    }
                     None => Err(Moved),
                 },
                 () = tokio::time::sleep_until(look_at), if idle_since.is_some() => {
@@ -276,6 +280,13 @@ impl RoomTask {
                 self.dismiss_all(&mut room);
                 return;
             }
+        }
+    }
+
+    /// After NATS was away nobody is shown anything before it is known whom that may still reach.
+    async fn until_orders_are_read(&self) {
+        if let Some(read) = self.shared.revocations.hold() {
+            Box::pin(read).await;
         }
     }
 

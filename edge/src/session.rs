@@ -11,6 +11,7 @@ use weir_authz::hook::{Closing, Refusal};
 use weir_authz::token::{SubscribeOptions, Wanted};
 use weir_authz::{Action, Denied, Grants, Permit, Verifier};
 use weir_nats::ambient::random;
+use weir_nats::control::TokenFacts;
 use weir_nats::{RoomName, Seq};
 
 use crate::door::check_format;
@@ -28,12 +29,15 @@ const FLAG_FAIL_UNRECOVERED: i64 = 2;
 /// Replies of error 111 after which the connection is closed (3013).
 const LIMITED_MAX: u32 = 1_000;
 
+mod authority;
 mod hooks;
 mod places;
 #[cfg(test)]
 mod tests;
 mod tokens;
 
+use authority::Authority;
+pub(crate) use authority::Obeyed;
 use places::Places;
 
 /// What the driver has to do for a command. At most one each.
@@ -56,6 +60,8 @@ pub(crate) enum Effect {
     Join(Join),
     /// Leave the room and send this frame.
     Leave(Membership, Bytes),
+    /// Leave these rooms and send these frames.
+    LeaveAll(Vec<Membership>, Vec<Bytes>),
     /// Publish, and answer with the outcome.
     Publish {
         id: u32,
@@ -100,6 +106,8 @@ pub(crate) struct Join {
     /// Public info in this room, and what the reply holds for the client, where a token said so.
     info: Option<String>,
     data: Option<String>,
+    /// The subscription token, if one was shown.
+    token: Option<TokenFacts>,
 }
 
 /// Now, as the driver sees it.
@@ -112,6 +120,10 @@ pub(crate) struct Now {
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every session is connected"
+)]
 enum Phase {
     /// No connect command yet.
     New,
@@ -133,6 +145,8 @@ struct Connected {
     subscriptions: Places,
     /// When subscriptions by token expire; most have no end and are not here.
     expiring: HashMap<RoomName, Instant>,
+    /// Rarely looked at, so apart.
+    authority: Box<Authority>,
 }
 
 /// A subscription that may be made.
@@ -142,6 +156,8 @@ struct Allowed {
     /// The client is told so, as it has a token to refresh. Else it subscribes again when it ends.
     tells: bool,
     options: SubscribeOptions,
+    /// The subscription token that opened it, if one did.
+    token: Option<TokenFacts>,
 }
 
 /// How far a subscription is. Each counts against the limit of channels.
@@ -249,6 +265,9 @@ impl Session {
     }
 
     fn dispatch(&mut self, id: u32, kind: CommandKind, now: Now) -> Effect {
+        if self.is_revoked() {
+            return Effect::Close(DisconnectCode::TOKEN_REVOKED);
+        }
         match (&self.phase, kind) {
             (Phase::New, CommandKind::Connect(connect)) if id > 0 => self.connect(id, connect, now),
             (Phase::New | Phase::Unusable, _)
@@ -368,6 +387,7 @@ impl Session {
                     expires_at_s: None,
                     tells: false,
                     options: SubscribeOptions::default(),
+                    token: None,
                 },
             }
         } else {
@@ -377,6 +397,7 @@ impl Session {
                 permit: connected.grants.check_with_token(&claims, room, rules)?,
                 expires_at_s: claims.expires_at_s,
                 tells: true,
+                token: Some(claims.facts()),
                 options: claims.options,
             }
         };
@@ -420,6 +441,7 @@ impl Session {
             expires: after(ttl_s, now),
             info: options.info,
             data: options.data,
+            token: allowed.token,
         }
     }
 
@@ -437,6 +459,15 @@ impl Session {
         if !connected.subscriptions.contains_key(&room) {
             // The room ended while the join was on its way: the client tries again.
             let frame = json::error(join.id, ErrorCode::INTERNAL);
+            return (Effect::Reply(frame), None);
+        }
+        // Its token may have been revoked meanwhile.
+        let revocations = self.verifier.revocations();
+        let user = connected.grants.user();
+        let is_revoked = |token| revocations.is_revoked(user, token);
+        if join.token.as_ref().is_some_and(is_revoked) {
+            connected.subscriptions.remove(&room);
+            let frame = json::error(join.id, ErrorCode::PERMISSION_DENIED);
             return (Effect::Reply(frame), None);
         }
         let joined = match result {
@@ -475,6 +506,7 @@ impl Session {
         if let Some(expires) = join.expires {
             connected.expiring.insert(room.clone(), expires);
         }
+        connected.authority.opened(&room, join.token.clone());
         let place = Place::Member(joined.membership, join.info.clone());
         connected.subscriptions.insert(room, place);
         (
@@ -502,6 +534,7 @@ impl Session {
         };
         let place = RoomName::parse(channel).ok().and_then(|room| {
             connected.expiring.remove(&room);
+            connected.authority.left(&room);
             connected.subscriptions.remove(&room)
         });
         match place {
@@ -518,6 +551,7 @@ impl Session {
         };
         // Without a membership the join is still on its way; its reply will say that it failed.
         connected.expiring.remove(room);
+        connected.authority.left(room);
         match connected.subscriptions.remove(room)? {
             Place::Member(..) => Some(json::unsubscribe_push(room.channel(), code)),
             Place::Waiting(_) | Place::Joining => None,
@@ -598,8 +632,10 @@ impl Session {
     fn member(&self, room: &RoomName) -> Option<&Option<String>> {
         match &self.phase {
             Phase::Connected(connected) => match connected.subscriptions.get(room) {
-                Some(Place::Member(_, info)) => Some(info),
-                Some(Place::Waiting(_) | Place::Joining) | None => None,
+                Some(Place::Member(_, info)) if !self.is_room_revoked(connected, room) => {
+                    Some(info)
+                }
+                Some(_) | None => None,
             },
             Phase::New | Phase::Unusable => None,
         }

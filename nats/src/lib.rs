@@ -2,9 +2,11 @@
 
 pub mod ambient;
 mod barrier;
+mod bucket;
 pub mod callout;
 pub mod connect;
 pub mod connections;
+pub mod control;
 pub mod erasure;
 pub mod figures;
 pub mod guard;
@@ -17,6 +19,7 @@ pub mod replay;
 pub mod stream;
 pub mod subject;
 
+pub use control::Revocations;
 pub use erasure::Orders;
 pub use message::{Author, Delivery, Door, Message};
 pub use placement::{Place, Placements};

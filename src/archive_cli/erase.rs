@@ -19,9 +19,8 @@ use weir_nats::{RoomName, Seq};
 use super::erase_list;
 use super::progress::Progress;
 use super::{Failure, Nats, any_archive, failed, patiently, version};
-use crate::cli::{Common, complain, say};
+use crate::cli::{Common, complain, say, who};
 use crate::config::Loaded;
-use crate::roles::host_name;
 use crate::telemetry;
 
 /// How long processes that run may take to put an order in force.
@@ -505,16 +504,4 @@ fn confirmed() -> Result<bool, Failure> {
     let read = std::io::stdin().lock().read_line(&mut answer);
     read.map_err(failed)?;
     Ok(answer.trim() == "yes")
-}
-
-/// The operating system's user, by what the system says and not by what the environment does.
-fn who() -> String {
-    let uid = rustix::process::getuid().as_raw();
-    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = users.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then_some(name)
-    });
-    format!("{}@{} (uid {uid})", name.unwrap_or("unknown"), host_name())
 }

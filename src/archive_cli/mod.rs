@@ -203,6 +203,25 @@ async fn patiently<T>(
     }
 }
 
+/// Connects as Weir does.
+///
+/// # Errors
+/// A sentence that says what is missing.
+pub(crate) async fn connect(loaded: &Loaded) -> Result<Links, String> {
+    let target = Target::new(loaded)?;
+    let mut config = loaded.config.clone();
+    config.nats.url = target.url;
+    config.nats.live = target.live;
+    config.nats.reads = target.reads;
+    config.nats.door = target.door;
+    let mut settings = connect_config(&config);
+    settings.tls = target.tls;
+    tokio::time::timeout(CONNECT_WITHIN, Links::connect(&settings))
+        .await
+        .map_err(|_| format!("NATS at {} does not answer", config.nats.url))?
+        .map_err(|error| error.to_string())
+}
+
 /// NATS as the configuration names it, or that of a `weir up` in the same data folder, and where each log is placed.
 struct Nats {
     links: Links,
@@ -211,21 +230,10 @@ struct Nats {
 
 impl Nats {
     async fn connect(loaded: &Loaded) -> Result<Self, String> {
-        let target = Target::new(loaded)?;
-        let mut config = loaded.config.clone();
-        config.nats.url = target.url;
-        config.nats.live = target.live;
-        config.nats.reads = target.reads;
-        config.nats.door = target.door;
-        let mut settings = connect_config(&config);
-        settings.tls = target.tls;
-        let links = tokio::time::timeout(CONNECT_WITHIN, Links::connect(&settings))
-            .await
-            .map_err(|_| format!("NATS at {} does not answer", config.nats.url))?
-            .map_err(|error| error.to_string())?;
+        let links = connect(loaded).await?;
         let js = context(links.live.clone());
         let mut placements = HashMap::new();
-        for log in &config.logs {
+        for log in &loaded.config.logs {
             let record = written_placement(&js, &log.name).await;
             placements.insert(log.name.clone(), record.map_err(|error| error.to_string())?);
         }

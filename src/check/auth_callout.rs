@@ -38,11 +38,13 @@ pub(super) async fn look(report: &mut Report, config: &Config, target: &Target) 
             Err(error) => report.bad(format!("the rights of {:?} cannot be tried: {error}", user.user)),
         }
     }
-    if config.auth_callout.user_connection_limit > 0
-        && let Err(error) = Probed::connect(target, &target.kick).await
-    {
+    if target.kick.password.is_empty() {
+        report.warn(
+            "auth callout: nats.kick has no password, so connections of revoked tokens stay at nats-servers until they expire",
+        );
+    } else if let Err(error) = Probed::connect(target, &target.kick).await {
         report.bad(format!(
-            "auth_callout.user_connection_limit: NATS refuses the user {:?}: {}; set nats.kick.user and WEIR_NATS_KICK_PASSWORD",
+            "auth callout: NATS refuses the user {:?}: {}; set nats.kick.user and WEIR_NATS_KICK_PASSWORD, and list it in auth_users",
             target.kick.user, error.text
         ));
     }

@@ -153,6 +153,7 @@ fn read_config(root: &mut Section<'_>) -> Config {
             .unwrap_or_default(),
         nats: read_nats(&mut root.section("nats")),
         auth_callout: tokens::read_callout(&mut root.section("auth_callout")),
+        revocation: tokens::read_revocation(&mut root.section("revocation")),
         nats_server: read_nats_server(&mut root.section("nats_server")),
         shutdown: read_shutdown(&mut root.section("shutdown")),
     }

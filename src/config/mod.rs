@@ -30,7 +30,7 @@ pub use read::{Problem, Sources, parse_duration};
 pub use rooms::{
     Archive, ArchiveKind, Channels, DataFormat, History, LogOptions, Namespace, Publish, Storage,
 };
-pub use tokens::{AuthCallout, Issuer, SubscriptionToken, Token};
+pub use tokens::{AuthCallout, Issuer, Revocation, SubscriptionToken, Token};
 
 /// A secret: it prints as `***` and never reaches a log, and comparing two of one length takes as long whatever they are.
 #[derive(Clone, Default)]
@@ -107,6 +107,8 @@ pub struct Config {
     pub nats: Nats,
     /// `[auth_callout]`
     pub auth_callout: AuthCallout,
+    /// `[revocation]`
+    pub revocation: Revocation,
     /// `[nats_server]`, of `weir up` only
     pub nats_server: NatsServer,
     /// `[shutdown]`
@@ -133,6 +135,7 @@ impl Default for Config {
             proxies: Vec::new(),
             nats: Nats::default(),
             auth_callout: AuthCallout::default(),
+            revocation: Revocation::default(),
             nats_server: NatsServer::default(),
             shutdown: Shutdown::default(),
         }

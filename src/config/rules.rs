@@ -177,7 +177,7 @@ fn client(config: &Config, rules: &mut Rules<'_>, warnings: &mut Vec<String>) {
         );
     }
     bytes_at_once(config, rules);
-    super::tokens::warn(client, warnings);
+    super::tokens::warn(client, &config.revocation, warnings);
     if client.token.all("").is_empty()
         && !client.allow_anonymous_connect_without_token
         && !client.insecure

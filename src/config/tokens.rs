@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use weir_nats::callout::{CalloutKeys, KeyError};
+use weir_nats::control::{KEPT_MAX, REVOCATIONS_KEPT};
 
 use super::read::Section;
 use super::{Client, Secret};
@@ -87,6 +88,33 @@ pub struct SubscriptionToken {
     pub enabled: bool,
     /// The same keys as `[client.token]` has.
     pub token: Token,
+}
+
+/// `[revocation]`: tokens that operators declare invalid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revocation {
+    /// How long a revocation is kept where the order says nothing else: as long as a token can be valid.
+    pub ttl: Duration,
+}
+
+impl Default for Revocation {
+    fn default() -> Self {
+        Self {
+            ttl: REVOCATIONS_KEPT,
+        }
+    }
+}
+
+pub(super) fn read_revocation(s: &mut Section<'_>) -> Revocation {
+    let ttl = s.duration("ttl", Revocation::default().ttl);
+    if ttl < Duration::from_secs(1) || ttl > KEPT_MAX {
+        s.refuse(
+            "ttl",
+            "it is too short or too long to be kept",
+            "write a time from 1s to 87600h, as long as the tokens are valid",
+        );
+    }
+    Revocation { ttl }
 }
 
 pub(super) fn read_token(s: &mut Section<'_>) -> Token {
@@ -341,7 +369,7 @@ fn pem(text: String) -> String {
 }
 
 /// What is allowed, but probably not meant.
-pub(super) fn warn(client: &Client, warnings: &mut Vec<String>) {
+pub(super) fn warn(client: &Client, revocation: &Revocation, warnings: &mut Vec<String>) {
     let subscription = &client.subscription_token;
     let mut all = client.token.all("client.token");
     let apart = subscription.token.all("client.subscription_token");
@@ -369,6 +397,11 @@ pub(super) fn warn(client: &Client, warnings: &mut Vec<String>) {
         {
             warnings.push(format!(
                 "{table}.hmac_previous_secret_key: it is taken for ever; set hmac_previous_secret_key_valid_until"
+            ));
+        }
+        if issuer.exp_max_ahead > revocation.ttl {
+            warnings.push(format!(
+                "revocation.ttl: shorter than {table}.exp_max_ahead, so a revoked token could be valid again; write at least as long"
             ));
         }
         if issuer.allow_missing_exp {

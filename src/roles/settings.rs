@@ -72,7 +72,7 @@ pub(crate) fn nats_tls(nats: &config::Nats) -> Option<NatsTls> {
     })
 }
 
-/// `None` without a password.
+/// `None` without a password: then connections at nats-servers end with their tokens.
 pub(super) fn kick_credentials(config: &Config) -> Option<Credentials> {
     let kick = &config.nats.kick;
     let is_set = config.auth_callout.enabled && !kick.password.is_empty();

@@ -42,6 +42,7 @@ mod rates;
 #[path = "../support/raw_nats.rs"]
 #[allow(dead_code, reason = "each test uses its part")]
 mod raw_nats;
+mod revoke;
 mod rollback;
 mod secrets;
 mod slow_reader;

@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use weir_nats::control::TokenFacts;
 use weir_nats::subject::{USER_NAME_MAX_BYTES, to_nfc};
 
 use super::TokenError;
@@ -57,6 +58,15 @@ impl Claims {
             issued_at_s: None,
         }
     }
+
+    /// What it can be revoked by.
+    #[must_use]
+    pub fn facts(&self) -> TokenFacts {
+        TokenFacts {
+            token_id: self.token_id.clone(),
+            issued_at_s: self.issued_at_s,
+        }
+    }
 }
 
 /// What a valid subscription token says.
@@ -77,6 +87,17 @@ pub struct SubscriptionClaims {
     pub token_id: Option<String>,
     /// When it was made, in seconds since 1970.
     pub issued_at_s: Option<i64>,
+}
+
+impl SubscriptionClaims {
+    /// What it can be revoked by.
+    #[must_use]
+    pub fn facts(&self) -> TokenFacts {
+        TokenFacts {
+            token_id: self.token_id.clone(),
+            issued_at_s: self.issued_at_s,
+        }
+    }
 }
 
 /// What a token says about one subscription.

@@ -59,6 +59,10 @@ pub struct Mint<'a> {
     pub channel: Option<&'a str>,
     /// `exp`, in seconds since 1970.
     pub expires_at_s: Option<i64>,
+    /// `iat`, in seconds since 1970.
+    pub issued_at_s: Option<i64>,
+    /// `jti`
+    pub token_id: &'a str,
     /// `aud`
     pub audience: &'a str,
     /// `iss`
@@ -85,6 +89,7 @@ impl Mint<'_> {
             ("channel", self.channel.unwrap_or_default()),
             ("aud", self.audience),
             ("iss", self.issuer),
+            ("jti", self.token_id),
         ];
         for (name, text) in texts {
             if !text.is_empty() {
@@ -96,8 +101,10 @@ impl Mint<'_> {
                 serde_json::from_str(caps).map_err(|error| MintError::Caps(error.to_string()))?;
             claims.insert("caps".to_owned(), caps);
         }
-        if let Some(exp) = self.expires_at_s {
-            claims.insert("exp".to_owned(), exp.into());
+        for (name, seconds) in [("exp", self.expires_at_s), ("iat", self.issued_at_s)] {
+            if let Some(seconds) = seconds {
+                claims.insert(name.to_owned(), seconds.into());
+            }
         }
         let mut header = Map::new();
         header.insert("alg".to_owned(), format!("{:?}", signer.algorithm).into());

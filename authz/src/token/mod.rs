@@ -42,6 +42,9 @@ pub enum TokenError {
     /// The claims contradict the connection: 3500.
     #[error("token is for another {0}")]
     Mismatch(&'static str),
+    /// It was revoked: as an invalid one.
+    #[error("the token is revoked")]
+    Revoked,
     /// Its key is not here yet: wait for it, then verify again.
     #[error("its key has to be fetched first")]
     Wanted(Wanted),

@@ -1,6 +1,9 @@
 //! Knows: which issuer a token is asked of, and with which keys. Never: a clock (now is an argument),
 //! sockets, rooms' rules.
 
+use weir_nats::Revocations;
+use weir_nats::control::TokenFacts;
+
 use super::TokenError;
 use super::claims::{Claims, RawClaims, SubscriptionClaims};
 use super::endpoint::{Endpoint, Found, Wanted};
@@ -46,6 +49,7 @@ pub struct Verifier {
     connection: Vec<Issuer>,
     /// `None`: the same.
     subscription: Option<Vec<Issuer>>,
+    revocations: Revocations,
 }
 
 impl std::fmt::Debug for Verifier {
@@ -62,7 +66,23 @@ impl Verifier {
         Self {
             connection,
             subscription,
+            revocations: Revocations::default(),
         }
+    }
+
+    /// The same, which refuses tokens that are revoked.
+    #[must_use]
+    pub fn with_revocations(self, revocations: Revocations) -> Self {
+        Self {
+            revocations,
+            ..self
+        }
+    }
+
+    /// Which tokens are revoked.
+    #[must_use]
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
     }
 
     /// Verifies a connection token.
@@ -71,7 +91,9 @@ impl Verifier {
     /// See [`TokenError`].
     pub fn connection(&self, token: &str, now_s: i64) -> Result<Claims, TokenError> {
         let (issuer, claims, payload) = verify(&self.connection, token, now_s)?;
-        claims.connection(&issuer.check, &payload, now_s)
+        let claims = claims.connection(&issuer.check, &payload, now_s)?;
+        self.check_revoked(&claims.user, &claims.facts())?;
+        Ok(claims)
     }
 
     /// Verifies a subscription token for a user and a connection, and for a channel, if one is given.
@@ -98,7 +120,16 @@ impl Verifier {
         if claims.user != user {
             return Err(TokenError::Mismatch("user"));
         }
+        self.check_revoked(&claims.user, &claims.facts())?;
         Ok(claims)
+    }
+
+    fn check_revoked(&self, user: &str, token: &TokenFacts) -> Result<(), TokenError> {
+        if self.revocations.refuses(user, token) {
+            Err(TokenError::Revoked)
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -165,6 +165,8 @@ fn a_minted_token_is_valid_by_every_algorithm() {
             issuer: "me",
             user_id_claim: "uid",
             caps: None,
+            token_id: "j",
+            issued_at_s: Some(NOW),
         };
         let signer = Signer::new(algorithm, private, Some("k".to_owned())).unwrap();
         let token = mint.signed(&signer).unwrap();

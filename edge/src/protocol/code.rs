@@ -107,6 +107,8 @@ disconnects! {
     STATE_INVALIDATED = 3014 "state invalidated",
     /// The token is not valid.
     INVALID_TOKEN = 3500 "invalid token",
+    /// The token was valid and no longer is: as an invalid one.
+    TOKEN_REVOKED = 3500 "token revoked",
     /// The client broke the protocol.
     BAD_REQUEST = 3501 "bad request",
     /// No connect command in time.

@@ -79,6 +79,9 @@ impl Session {
         heard: Result<Heard, Failure>,
         now: Now,
     ) -> Effect {
+        if self.is_revoked() {
+            return Effect::Close(DisconnectCode::TOKEN_REVOKED);
+        }
         let id = question.id;
         match (question.about, heard) {
             (About::Connect(_), Ok(Heard::Connect(answer))) => self.heard_connect(id, answer, now),
@@ -163,8 +166,9 @@ impl Session {
                 expires_at_s: subscribed.expires_at_s,
                 tells: false,
                 options: subscribed.options,
+                token: None,
             };
-            Ok(Session::plan(id, namespace, subscribe, allowed, now))
+            Ok(Self::plan(id, namespace, subscribe, allowed, now))
         });
         match (planned, &mut self.phase) {
             (Ok(join), Phase::Connected(connected)) => {

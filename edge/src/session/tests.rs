@@ -12,6 +12,7 @@ use crate::limits::{LimitSettings, Limits};
 use crate::rate::{Counted, Rate, Rates};
 use crate::settings::{Bounds, ClientSettings, DataFormat, DoorSettings};
 
+mod authority;
 mod hooks;
 mod tokens;
 
@@ -192,6 +193,7 @@ fn text(effect: Effect) -> String {
             format!("join {} {since:?}", join.permit.room())
         }
         Effect::Leave(..) => "leave".into(),
+        Effect::LeaveAll(rooms, _) => format!("leave {}", rooms.len()),
         Effect::Publish {
             permit, log, data, ..
         } => {

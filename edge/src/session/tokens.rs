@@ -5,16 +5,17 @@ use std::collections::HashMap;
 
 use weir_authz::{Claims, Grants, SubscriptionClaims, TokenError};
 use weir_nats::RoomName;
+use weir_nats::control::TokenFacts;
 
-use super::{Connected, Effect, Now, Phase, Place, Places, Refused, Session};
+use super::{Authority, Connected, Effect, Now, Phase, Place, Places, Refused, Session};
 use super::{after, random_part, ttl, version};
 use crate::protocol::code::{DisconnectCode, ErrorCode, UnsubscribeCode};
 use crate::protocol::{Command, CommandKind, Connect, ConnectResult, json};
 
 /// Who said who somebody is.
 pub(super) enum SaidBy {
-    /// A token, or nobody where none is needed.
-    Token,
+    /// A token, as far as it can be revoked; or nobody, where none is needed.
+    Token(Option<TokenFacts>),
     /// The application, with data for the client.
     Hook(Option<String>),
 }
@@ -51,7 +52,8 @@ impl Session {
                 },
             }
         };
-        self.accept(id, claims, SaidBy::Token, now)
+        let token = (!connect.token.is_empty()).then(|| claims.facts());
+        self.accept(id, claims, SaidBy::Token(token), now)
     }
 
     /// Takes somebody in.
@@ -64,10 +66,11 @@ impl Session {
         let ping = self.settings.client.ping_interval;
         let asks = self.settings.hooks.refresh.is_some();
         // A client refreshes with a token. One without connects again, and the application is asked again.
-        let (tells, data) = match said {
-            SaidBy::Token => (!asks, None),
-            SaidBy::Hook(data) => (false, data),
+        let (tells, data, token) = match said {
+            SaidBy::Token(token) => (!asks, None, token),
+            SaidBy::Hook(data) => (false, data, None),
         };
+        let authority = Box::new(Authority::new(token, now));
         let result = ConnectResult {
             client: self.client.clone(),
             version: version(),
@@ -87,6 +90,7 @@ impl Session {
             refresh_at: after(ttl_s, now).filter(|_| asks),
             subscriptions: Places::default(),
             expiring: HashMap::new(),
+            authority,
         });
         Effect::Connected(json::connect(id, &result))
     }
@@ -104,9 +108,10 @@ impl Session {
                     Phase::Connected(connected) if connected.grants.user() == claims.user => {
                         connected.expires = after(ttl_s, now);
                         connected.grants = Grants::of(&claims, self.settings.client.insecure);
+                        connected.authority.renew(claims.facts());
                         connected.info = claims.info;
                         connected.meta = claims.meta;
-                        Effect::Reply(json::refresh(id, &self.client, &version(), ttl_s))
+                        self.narrowed(json::refresh(id, &self.client, &version(), ttl_s))
                     }
                     _ => Effect::Close(DisconnectCode::INVALID_TOKEN),
                 }
@@ -164,9 +169,13 @@ impl Session {
             Ok(_) => return Effect::Reply(json::error(id, ErrorCode::PERMISSION_DENIED)),
             Err(_) => return Refused::bad().effect(id),
         };
+        if !self.is_opened_by(&claims, &room) {
+            return self.end(&room);
+        }
         let Phase::Connected(connected) = &mut self.phase else {
             return Effect::Close(DisconnectCode::BAD_REQUEST);
         };
+        connected.authority.opened(&room, Some(claims.facts()));
         let ttl_s = claims.expires_at_s.map(|at| ttl(at, now.unix_s));
         if let Some(Place::Member(_, info)) = connected.subscriptions.get_mut(&room) {
             *info = claims.options.info;
@@ -180,6 +189,18 @@ impl Session {
             }
         }
         Effect::Reply(json::sub_refresh(id, ttl_s))
+    }
+
+    /// True if a subscription token is enough for a room by what the connection may do now.
+    fn is_opened_by(&self, claims: &SubscriptionClaims, room: &RoomName) -> bool {
+        let Phase::Connected(connected) = &self.phase else {
+            return false;
+        };
+        self.settings.namespace(room).is_some_and(|namespace| {
+            let rules = &namespace.rules;
+            let permit = connected.grants.check_with_token(claims, room, rules);
+            permit.is_ok()
+        })
     }
 
     /// Verifies a subscription token of this connection's.
@@ -206,6 +227,7 @@ impl Session {
             return Effect::None;
         };
         connected.expiring.remove(room);
+        connected.authority.left(room);
         match connected.subscriptions.remove(room) {
             Some(Place::Member(membership, _)) => {
                 let frame = json::unsubscribe_push(room.channel(), UnsubscribeCode::EXPIRED);
@@ -235,7 +257,7 @@ impl Session {
             TokenError::Expired => Refused::Error(ErrorCode::TOKEN_EXPIRED),
             TokenError::ConnectionExpired => Refused::Error(ErrorCode::EXPIRED),
             TokenError::Unavailable | TokenError::Wanted(_) => Refused::Error(ErrorCode::INTERNAL),
-            TokenError::Invalid(_) | TokenError::Mismatch(_) => {
+            TokenError::Invalid(_) | TokenError::Mismatch(_) | TokenError::Revoked => {
                 Refused::Close(DisconnectCode::INVALID_TOKEN)
             }
         }
@@ -244,7 +266,7 @@ impl Session {
     /// The same of a subscribe: a token that is no good costs the subscription, one for somebody else
     /// the connection.
     pub(super) fn refused_subscribe(&self, error: TokenError) -> Refused {
-        let is_no_good = matches!(error, TokenError::Invalid(_));
+        let is_no_good = matches!(error, TokenError::Invalid(_) | TokenError::Revoked);
         match self.refused(error, "subscribe") {
             Refused::Close(_) if is_no_good => Refused::Error(ErrorCode::PERMISSION_DENIED),
             refused => refused,

@@ -6,24 +6,14 @@
 
 use std::collections::HashSet;
 
-use async_nats::jetstream::{Context, kv};
-use bytes::Bytes;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{ErasureError, ORDERS_MAX, Order};
 use crate::ambient::now_ms;
-use crate::message::last;
+use crate::bucket::{Bucket, BucketError, Entry, json};
 use crate::position::Seq;
-use crate::replay::{Replay, ReplayError, StreamState};
-use crate::stream::{KV_BUCKET, context};
+use crate::replay::{ReplayError, StreamState};
 
-/// The stream below the bucket.
-const KV_STREAM: &str = "KV_weir";
-/// Entries of one read.
-const PAGE_MAX_ENTRIES: u32 = 1_000;
-/// On a KV entry that is none any more.
-const OPERATION: &str = "KV-Operation";
 /// A process that did not say for so long that it runs is taken off the list by whoever looks.
 const FORGOTTEN_AFTER_MS: i64 = 3_600_000;
 
@@ -82,14 +72,19 @@ pub struct Written {
 
 /// The erasure part of the bucket. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Book {
-    js: Context,
-    bucket: kv::Store,
-    replay: Replay,
-}
+pub struct Book(Bucket);
 
 fn failed(error: impl std::fmt::Display) -> ErasureError {
     ErasureError::Kv(error.to_string())
+}
+
+impl From<BucketError> for ErasureError {
+    fn from(error: BucketError) -> Self {
+        match error {
+            BucketError::Kv(reason) => Self::Kv(reason),
+            BucketError::Read(error) => Self::Read(error),
+        }
+    }
 }
 
 impl Book {
@@ -98,13 +93,7 @@ impl Book {
     /// # Errors
     /// When the bucket is not there: no Weir has started on this NATS yet.
     pub async fn open(client: async_nats::Client) -> Result<Self, ErasureError> {
-        let js = context(client.clone());
-        let bucket = js.get_key_value(KV_BUCKET).await.map_err(failed)?;
-        Ok(Self {
-            js,
-            bucket,
-            replay: Replay::new(client),
-        })
+        Ok(Self(Bucket::open(client).await?))
     }
 
     /// Orders that were written after a revision, oldest first.
@@ -112,7 +101,7 @@ impl Book {
     /// # Errors
     /// When the bucket does not answer.
     pub async fn orders_after(&self, revision: u64) -> Result<Vec<Written>, ErasureError> {
-        let entries = self.entries("erase.>", revision).await?;
+        let entries = self.0.entries("erase.>", revision).await?;
         let orders = entries.into_iter().filter_map(|entry| {
             let revision = entry.revision;
             let order = entry.read()?;
@@ -140,7 +129,7 @@ impl Book {
             return Err(ErasureError::TooMany);
         }
         let key = format!("erase.{}", order.id);
-        let created = self.bucket.create(key, json(order)).await;
+        let created = self.0.kv.create(key, json(order)).await;
         created.map_err(failed)
     }
 
@@ -150,12 +139,11 @@ impl Book {
     /// When the bucket does not answer.
     pub async fn restore(&self, order: &Order) -> Result<(), ErasureError> {
         let key = format!("erase.{}", order.id);
-        let found = self.bucket.entry(key.clone()).await.map_err(failed)?;
+        let found = self.0.kv.entry(key.clone()).await.map_err(failed)?;
         if found.is_some() {
             return Ok(());
         }
-        let put = self.bucket.put(key, json(order)).await;
-        put.map(|_| ()).map_err(failed)
+        Ok(self.0.put(key, order).await?)
     }
 
     /// Takes an order and what is said of it out of the bucket.
@@ -163,8 +151,8 @@ impl Book {
     /// # Errors
     /// When the bucket does not answer.
     pub async fn remove(&self, id: &str) -> Result<(), ErasureError> {
-        self.purge(&format!("erased.{id}.>")).await?;
-        self.purge(&format!("erase.{id}")).await
+        self.0.purge(&format!("erased.{id}.>")).await?;
+        Ok(self.0.purge(&format!("erase.{id}")).await?)
     }
 
     /// How far an order is, by stream and by archive.
@@ -173,7 +161,7 @@ impl Book {
     /// When the bucket does not answer.
     pub async fn progress(&self, id: &str) -> Result<Progress, ErasureError> {
         let mut progress = Progress::default();
-        for entry in self.entries(&format!("erased.{id}.>"), 0).await? {
+        for entry in self.0.entries(&format!("erased.{id}.>"), 0).await? {
             let mut tokens = entry.key.split('.').skip(2);
             match (tokens.next(), tokens.next()) {
                 (Some("stream"), Some(stream)) => {
@@ -196,6 +184,7 @@ impl Book {
     /// When the bucket does not answer.
     pub async fn archived(&self, archive: &str) -> Result<HashSet<String>, ErasureError> {
         let entries = self
+            .0
             .entries(&format!("erased.*.archive.{archive}"), 0)
             .await?;
         let done = entries.iter().filter_map(|entry| {
@@ -217,8 +206,7 @@ impl Book {
         progress: &StreamProgress,
     ) -> Result<(), ErasureError> {
         let key = format!("erased.{id}.stream.{stream}");
-        let put = self.bucket.put(key, json(progress)).await;
-        put.map(|_| ()).map_err(failed)
+        Ok(self.0.put(key, progress).await?)
     }
 
     /// Writes down how far an archive is.
@@ -232,8 +220,7 @@ impl Book {
         progress: &ArchiveProgress,
     ) -> Result<(), ErasureError> {
         let key = format!("erased.{id}.archive.{archive}");
-        let put = self.bucket.put(key, json(progress)).await;
-        put.map(|_| ()).map_err(failed)
+        Ok(self.0.put(key, progress).await?)
     }
 
     /// The processes that run. One that was not heard of for an hour is taken off the list.
@@ -241,7 +228,7 @@ impl Book {
     /// # Errors
     /// When the bucket does not answer.
     pub async fn processes(&self) -> Result<Vec<Process>, ErasureError> {
-        let entries = self.entries("process.*", 0).await?;
+        let entries = self.0.entries("process.*", 0).await?;
         let mut running = Vec::new();
         for process in entries.iter().filter_map(Entry::read::<Process>) {
             if now_ms().saturating_sub(process.at_ms) > FORGOTTEN_AFTER_MS {
@@ -259,8 +246,7 @@ impl Book {
     /// When the bucket does not answer.
     pub async fn say(&self, process: &Process) -> Result<(), ErasureError> {
         let key = format!("process.{}", process.id);
-        let put = self.bucket.put(key, json(process)).await;
-        put.map(|_| ()).map_err(failed)
+        Ok(self.0.put(key, process).await?)
     }
 
     /// Says that a process has ended.
@@ -268,44 +254,12 @@ impl Book {
     /// # Errors
     /// When the bucket does not answer.
     pub async fn forget(&self, process: &str) -> Result<(), ErasureError> {
-        self.purge(&format!("process.{process}")).await
+        Ok(self.0.purge(&format!("process.{process}")).await?)
     }
 
     /// The stream below the bucket, as its leader has it.
     pub(super) async fn state(&self) -> Result<StreamState, ReplayError> {
-        self.replay.state(KV_STREAM).await
-    }
-
-    /// Unlike a KV purge it leaves no mark behind, of which there would be more and more.
-    async fn purge(&self, keys: &str) -> Result<(), ErasureError> {
-        let stream = self.js.get_stream_no_info(KV_STREAM).await;
-        let stream = stream.map_err(failed)?;
-        let purged = stream.purge().filter(subject(keys)).await;
-        purged.map(|_| ()).map_err(failed)
-    }
-
-    async fn entries(&self, keys: &str, after: u64) -> Result<Vec<Entry>, ErasureError> {
-        let (filter, mut after) = (subject(keys), Seq::new(after));
-        let mut entries = Vec::new();
-        loop {
-            let page = self
-                .replay
-                .scan(KV_STREAM, &filter, after, PAGE_MAX_ENTRIES);
-            let page = page.await?;
-            let Some(newest) = page.last() else {
-                return Ok(entries);
-            };
-            after = newest.seq;
-            entries.extend(page.into_iter().filter_map(|one| {
-                let key = one.subject.strip_prefix("$KV.weir.")?.to_owned();
-                let is_there = last(&one.headers, OPERATION).is_none();
-                is_there.then_some(Entry {
-                    key,
-                    revision: one.seq.get(),
-                    value: one.payload,
-                })
-            }));
-        }
+        self.0.state().await
     }
 }
 
@@ -345,35 +299,6 @@ impl Progress {
         let is_done = |(_, archive): &(String, ArchiveProgress)| archive.done_ms.is_some();
         !self.archives.is_empty() && self.archives.iter().all(is_done)
     }
-}
-
-#[derive(Debug)]
-struct Entry {
-    key: String,
-    revision: u64,
-    value: Bytes,
-}
-
-impl Entry {
-    /// `None`, with a warning, for what cannot be understood: one bad entry stops no other.
-    fn read<T: DeserializeOwned>(&self) -> Option<T> {
-        match serde_json::from_slice(&self.value) {
-            Ok(value) => Some(value),
-            Err(error) => {
-                tracing::warn!(key = self.key, %error, "entry of the bucket weir not understood");
-                None
-            }
-        }
-    }
-}
-
-fn subject(keys: &str) -> String {
-    format!("$KV.{KV_BUCKET}.{keys}")
-}
-
-fn json(value: &impl Serialize) -> Bytes {
-    let json = serde_json::to_vec(value).expect("plain fields become JSON");
-    json.into()
 }
 
 #[cfg(test)]

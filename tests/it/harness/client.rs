@@ -342,6 +342,11 @@ impl Client {
         }
     }
 
+    /// A push that has come.
+    pub(crate) fn take_push(&mut self) -> Option<Push> {
+        self.pushes.pop_front()
+    }
+
     /// The next publication within `wait`.
     pub(crate) async fn publication(&mut self, wait: Duration) -> Option<(String, Publication)> {
         let deadline = Instant::now() + wait;

@@ -128,7 +128,7 @@ impl Nats {
     pub(crate) fn auth_callout(&self) -> String {
         let seed = |name: &str| self.callout.dir.path().join(name).display().to_string();
         format!(
-            "[nats.auth]\npassword = \"weir_auth\"\n[auth_callout]\nenabled = true\nissuer_seed_file = {:?}\nxkey_seed_file = {:?}\n",
+            "[nats.auth]\npassword = \"weir_auth\"\n[nats.kick]\npassword = \"weir_kick\"\n[auth_callout]\nenabled = true\nissuer_seed_file = {:?}\nxkey_seed_file = {:?}\n",
             seed("issuer.seed"),
             seed("xkey.seed")
         )

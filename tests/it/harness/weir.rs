@@ -388,9 +388,13 @@ pub(crate) fn token(user: &str) -> String {
 
 /// The same with rights of its own.
 pub(crate) fn token_with(user: &str, caps: &serde_json::Value) -> String {
-    let claims = serde_json::json!({ "sub": user, "exp": 4_102_444_800_u64, "caps": caps });
+    signed(&serde_json::json!({ "sub": user, "exp": 4_102_444_800_u64, "caps": caps }))
+}
+
+/// A token with any claims.
+pub(crate) fn signed(claims: &serde_json::Value) -> String {
     let key = jsonwebtoken::EncodingKey::from_secret(TOKEN_KEY.as_bytes());
-    jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).unwrap()
 }
 
 /// A GET without a client library: status and body.

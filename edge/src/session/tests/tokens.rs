@@ -35,7 +35,7 @@ impl Rig {
         rig
     }
 
-    fn join(&mut self, frame: &str) -> Join {
+    pub(super) fn join(&mut self, frame: &str) -> Join {
         let command = json::decode(&Bytes::copy_from_slice(frame.as_bytes()), 1).unwrap();
         match self.session.command(command[0].clone(), self.now) {
             Effect::Join(join) => join,
@@ -44,7 +44,7 @@ impl Rig {
     }
 
     /// Joins, as a room would; what the client is told.
-    fn joined(&mut self, frame: &str) -> String {
+    pub(super) fn joined(&mut self, frame: &str) -> String {
         let join = self.join(frame);
         let joined = Joined {
             membership: Membership::for_tests(),
