@@ -36,6 +36,9 @@ mod lost_ack;
 mod lost_tail;
 mod origins;
 mod oversize;
+#[path = "../support/mqtt.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
+mod mqtt;
 mod proxy;
 mod put_back;
 mod rates;
