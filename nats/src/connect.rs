@@ -16,7 +16,8 @@ use tokio::sync::broadcast;
 const EVENTS_MAX: usize = 256;
 /// Live messages that may wait for one room before the newest are dropped and repaired later.
 const SUBSCRIPTION_MAX_MESSAGES: usize = 8_192;
-const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// What was revoked while NATS was away has to be closed within 2 s of its return.
+const RECONNECT_PAUSE_MAX: Duration = Duration::from_millis(800);
 
 /// A NATS user and its password.
 #[derive(Clone, PartialEq, Eq)]
