@@ -42,11 +42,9 @@ pub fn start(log: &Log) -> Result<(), TelemetryError> {
     };
     // A bare level is about Weir; its NATS client would say every connect twice.
     let bare = text.parse::<tracing::Level>().is_ok();
-    let full = if bare {
-        format!("{text},async_nats=warn")
-    } else {
-        text.clone()
-    };
+    let nats = if bare { "async_nats=warn," } else { "" };
+    // Last, so that it wins: below this level the NATS client shows payloads, and no log may.
+    let full = format!("{text},{nats}async_nats::connection=info");
     let filter = EnvFilter::try_new(&full).map_err(|source| TelemetryError::Filter {
         at,
         filter: text,

@@ -161,9 +161,6 @@ impl Decoder {
     ) -> Result<Option<Event>, ProtocolError> {
         let (opcode, bytes) = match (opcode, self.message.take()) {
             (Opcode::Continuation, Some((opcode, mut bytes))) => {
-                if bytes.len() + payload.len() > self.message_max_bytes {
-                    return Err(ProtocolError::TooLong);
-                }
                 bytes.extend_from_slice(&payload);
                 (opcode, bytes)
             }
@@ -221,7 +218,12 @@ impl Decoder {
         if opcode.is_control() && length > CONTROL_MAX_BYTES {
             return Err(ProtocolError::Malformed);
         }
-        if length > self.message_max_bytes {
+        // By the header alone: of what is too long nothing is waited for.
+        let earlier = match &self.message {
+            Some((_, bytes)) if opcode == Opcode::Continuation => bytes.len(),
+            _ => 0,
+        };
+        if length > self.message_max_bytes - earlier {
             return Err(ProtocolError::TooLong);
         }
         if self.partial.len() < header + 4 + length {

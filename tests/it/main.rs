@@ -34,11 +34,11 @@ mod kill_nine;
 mod limits;
 mod lost_ack;
 mod lost_tail;
-mod origins;
-mod oversize;
 #[path = "../support/mqtt.rs"]
 #[allow(dead_code, reason = "each test uses its part")]
 mod mqtt;
+mod origins;
+mod oversize;
 mod proxy;
 mod put_back;
 mod rates;

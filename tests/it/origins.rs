@@ -1,4 +1,5 @@
-//! Knows: which pages may connect, over a real socket: the exact origin, or one below a named host, and who names none.
+//! Knows: which pages may connect, over a real socket: the exact origin, or one below a named host, and who names none;
+//! and which pages are not on that port.
 //! Never: how origins are compared (edge/src/origin.rs).
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -6,6 +7,7 @@ use tokio::net::TcpStream;
 
 use crate::figures::figure;
 use crate::harness::rig::Rig;
+use crate::harness::weir::http_get;
 
 const ALLOWED: &str = r#"allowed_origins = ["https://app.example.com", "https://*.wild.example", "http://dev.example:3000"]"#;
 
@@ -79,6 +81,11 @@ async fn pages_of_these_origins_and_no_others() {
         if got == 101 {
             wrong.push(format!("{two:?}: {got}"));
         }
+    }
+    // Pages for operators are on the other listener.
+    for path in ["/metrics", "/ready", "/health", "/admin", "/debug/pprof"] {
+        let (status, _) = http_get(&address, path).await.unwrap();
+        assert_eq!(status, 404, "{path}");
     }
     figure!("{} origins", ORIGINS.len() + 3);
     assert!(wrong.is_empty(), "{wrong:#?}");

@@ -30,8 +30,18 @@ async fn upgraded(address: &str) -> TcpStream {
 
 /// The header of a masked frame that says how long its payload is.
 fn header(first: u8, length: u64) -> Vec<u8> {
-    let mut bytes = vec![first, 0x80 | 127];
-    bytes.extend(length.to_be_bytes());
+    let mut bytes = vec![first];
+    match (u16::try_from(length), length) {
+        (_, ..126) => bytes.push(0x80 | length as u8),
+        (Ok(length), _) => {
+            bytes.push(0x80 | 126);
+            bytes.extend(length.to_be_bytes());
+        }
+        _ => {
+            bytes.push(0x80 | 127);
+            bytes.extend(length.to_be_bytes());
+        }
+    }
     bytes.extend([0; 4]);
     bytes
 }

@@ -241,6 +241,8 @@ fn nats_lines(ca: &Path, identity: Option<(PathBuf, PathBuf)>) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tls_to_nats_with_certificates_on_both_sides() {
+    // For the client of the test itself; another test may have been first.
+    drop(rustls::crypto::ring::default_provider().install_default());
     let authority = Authority::new();
     authority.make("nats", "127.0.0.1");
     authority.make("weir", "weir.internal");

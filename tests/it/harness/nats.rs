@@ -24,6 +24,8 @@ pub(crate) struct Nats {
     jetstream: bool,
     store: PathBuf,
     callout: CalloutKeys,
+    /// What passwords have after the name of their user.
+    suffix: String,
     /// A folder with `ca.pem` and with `.pem` and `.key` of `nats` and `weir`: it wants TLS, and a certificate.
     tls: Option<PathBuf>,
 }
@@ -83,12 +85,18 @@ impl Nats {
 
     /// Starts one that speaks TLS only, with the files of a folder.
     pub(crate) async fn start_tls(files: &TempDir) -> Self {
-        Self::started(free_port(), true, None, Some(files.path().to_owned())).await
+        let tls = Some(files.path().to_owned());
+        Self::started(free_port(), true, None, tls, "").await
+    }
+
+    /// Starts one whose passwords nobody could guess: the name of the user, and this after it.
+    pub(crate) async fn start_secret(suffix: &str) -> Self {
+        Self::started(free_port(), true, None, None, suffix).await
     }
 
     /// Starts one as told: without JetStream, or with its store on a disk of the test's choice.
     pub(crate) async fn start_with(port: u16, jetstream: bool, store: Option<PathBuf>) -> Self {
-        Self::started(port, jetstream, store, None).await
+        Self::started(port, jetstream, store, None, "").await
     }
 
     async fn started(
@@ -96,6 +104,7 @@ impl Nats {
         jetstream: bool,
         store: Option<PathBuf>,
         tls: Option<PathBuf>,
+        suffix: &str,
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = store.unwrap_or_else(|| dir.path().join("store"));
@@ -107,6 +116,7 @@ impl Nats {
             jetstream,
             store,
             callout: CalloutKeys::new(),
+            suffix: suffix.to_owned(),
             tls,
         };
         nats.spawn().await;
@@ -116,6 +126,12 @@ impl Nats {
     /// The address without credentials.
     pub(crate) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// A user's password.
+    pub(crate) fn password(&self, user: &str) -> String {
+        let suffix = if user == "test" { "" } else { &self.suffix };
+        format!("{user}{suffix}")
     }
 
     /// A seed of the auth callout.
@@ -128,7 +144,9 @@ impl Nats {
     pub(crate) fn auth_callout(&self) -> String {
         let seed = |name: &str| self.callout.dir.path().join(name).display().to_string();
         format!(
-            "[nats.auth]\npassword = \"weir_auth\"\n[nats.kick]\npassword = \"weir_kick\"\n[auth_callout]\nenabled = true\nissuer_seed_file = {:?}\nxkey_seed_file = {:?}\n",
+            "[nats.auth]\npassword = {:?}\n[nats.kick]\npassword = {:?}\n[auth_callout]\nenabled = true\nissuer_seed_file = {:?}\nxkey_seed_file = {:?}\n",
+            self.password("weir_auth"),
+            self.password("weir_kick"),
             seed("issuer.seed"),
             seed("xkey.seed")
         )
@@ -233,7 +251,7 @@ impl Nats {
         ] {
             values.push((
                 format!("{}_PASSWORD", user.to_uppercase()),
-                format!("'{user}'"),
+                format!("'{user}{}'", self.suffix),
             ));
         }
         values
@@ -243,7 +261,8 @@ impl Nats {
     }
 
     fn options(&self, user: &str) -> async_nats::ConnectOptions {
-        let options = async_nats::ConnectOptions::with_user_and_password(user.into(), user.into());
+        let options =
+            async_nats::ConnectOptions::with_user_and_password(user.into(), self.password(user));
         let options = match &self.tls {
             None => options,
             Some(folder) => options

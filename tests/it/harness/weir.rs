@@ -24,6 +24,8 @@ pub(crate) struct Config {
     pub(crate) nats_url: String,
     /// Of Weir's user `weir`.
     pub(crate) password: String,
+    /// What the passwords of its other users have after the name.
+    pub(crate) suffix: String,
     /// More lines under `[client]`.
     pub(crate) client: String,
     /// The lines under `[client.token]`.
@@ -52,6 +54,7 @@ impl Config {
         Self {
             nats_url: nats_url.to_owned(),
             password: "weir".to_owned(),
+            suffix: String::new(),
             client: String::new(),
             token: format!("hmac_secret_key = \"{TOKEN_KEY}\""),
             log: String::new(),
@@ -82,6 +85,7 @@ impl Config {
         let Self {
             nats_url,
             password,
+            suffix,
             client,
             token,
             log,
@@ -161,8 +165,8 @@ name = "rooms"
 "#,
             archive = archive.config(),
             live = self.password_of("weir", password),
-            reads = self.password_of("weir_read", "weir_read"),
-            door = self.password_of("weir_door", "weir_door"),
+            reads = self.password_of("weir_read", &format!("weir_read{suffix}")),
+            door = self.password_of("weir_door", &format!("weir_door{suffix}")),
         )
         .unwrap();
         text

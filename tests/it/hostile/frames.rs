@@ -454,7 +454,7 @@ async fn limits_of_a_connection_hold() {
     let mut rig = Rig::servers(1, true, |config| {
         config
             .client
-            .push_str("stale_close_delay = \"1s\"\nchannel_limit = 5\n");
+            .push_str("stale_close_delay = \"1s\"\nchannel_limit = 5\ncommand_rate_limit = 500\ncommand_burst = 1000\n");
     })
     .await;
     let bystander = Bystander::start(&rig).await;
