@@ -112,7 +112,7 @@ pub(crate) struct Now {
 enum Phase {
     /// No connect command yet.
     New,
-    Connected(Connected),
+    Connected(Box<Connected>),
     /// A connect that was answered with an error: any other command closes.
     Unusable,
 }
@@ -122,7 +122,7 @@ struct Connected {
     grants: Grants,
     info: Option<String>,
     /// For the application's services only.
-    meta: Option<String>,
+    meta: Option<Arc<str>>,
     /// When the connection expires, for the timer and for the wire.
     expires: Option<Instant>,
     /// When the application is asked whether it goes on; `None` while it is asked, and where it never is.

@@ -142,7 +142,7 @@ impl Session {
             connected.expires = after(Some(ttl_s), now);
             connected.refresh_at = connected.expires;
             connected.info = refreshed.info.or(connected.info.take());
-            connected.meta = refreshed.meta.or(connected.meta.take());
+            connected.meta = refreshed.meta.map(Into::into).or(connected.meta.take());
         }
         Effect::None
     }
@@ -164,7 +164,7 @@ impl Session {
                 tells: false,
                 options: subscribed.options,
             };
-            Ok(Session::plan(id, namespace, subscribe, allowed, now))
+            Ok(Self::plan(id, namespace, subscribe, allowed, now))
         });
         match (planned, &mut self.phase) {
             (Ok(join), Phase::Connected(connected)) => {
