@@ -25,6 +25,7 @@ use weir_history::erase::{Eraser, expire};
 use weir_history::service::HistoryService;
 use weir_history::{Archive, Reader, Worker, WorkerMetrics};
 use weir_nats::connect::Links;
+use weir_nats::connections::Connections;
 use weir_nats::erasure::watch::{Apply, Identity, Watch};
 use weir_nats::figures::Figure;
 use weir_nats::guard::Guard;
@@ -44,7 +45,7 @@ use hooks::{history_policy, lookup, saw, suspect};
 use logins::Logins;
 pub(crate) use settings::connect_config;
 pub(crate) use settings::{all_rules, static_users};
-use settings::{edge_settings, log_config, oldest_ms, publish_limits};
+use settings::{edge_settings, kick_credentials, log_config, oldest_ms, publish_limits};
 
 /// Between tries to open an archive that is locked.
 const ARCHIVE_RETRY: Duration = Duration::from_secs(1);
@@ -64,6 +65,8 @@ pub struct Roles {
     guard: Guard,
     tasks: TaskTracker,
     logins: Logins,
+    /// As the users beside the three.
+    more_links: Vec<async_nats::Client>,
     /// The doors, which answer what they have in hand before they end.
     services: Vec<JoinHandle<()>>,
     /// Says at the end that this process has ended.
@@ -93,6 +96,11 @@ impl Roles {
         let links = Links::connect(&connect_config(config))
             .await
             .map_err(failed)?;
+        let connections = match kick_credentials(config) {
+            Some(user) => Some(Connections::connect(&connect_config(config), &user).await),
+            None => None,
+        };
+        let connections = connections.transpose().map_err(failed)?;
         // Subscribed first: what happens while the streams are compared is not missed.
         let (guard_events, sweep_events) = (links.events(), links.events());
         let js = context(links.live.clone());
@@ -228,7 +236,17 @@ impl Roles {
         for fetcher in fetchers {
             tasks.spawn(fetcher.run(stop.clone()));
         }
-        let mut logins = Logins::start(config, &verifier, &tasks, &closing, &stop).await?;
+        let mut logins = Logins::start(
+            config,
+            &verifier,
+            connections.as_ref(),
+            &tasks,
+            &closing,
+            &stop,
+        )
+        .await?;
+        let kicks = connections.map(|connections| connections.client().clone());
+        let more_links = logins.link.take().into_iter().chain(kicks);
         let services = [door, history].into_iter().chain(logins.service.take());
         let edge = Arc::new(Edge {
             hooks: Hooks::new(&settings.hooks, &links.live),
@@ -252,6 +270,7 @@ impl Roles {
             tasks,
             services: services.collect(),
             logins,
+            more_links: more_links.collect(),
             erasure,
             orders,
             closing,
@@ -315,7 +334,7 @@ impl Roles {
         let Links {
             live, reads, door, ..
         } = &self.links;
-        let links = [live, reads, door].into_iter().chain(&self.logins.links);
+        let links = [live, reads, door].into_iter().chain(&self.more_links);
         join_all(links.map(close)).await;
     }
 }

@@ -23,17 +23,19 @@ use crate::config::Config;
 pub(super) struct Logins {
     metrics: Arc<CalloutMetrics>,
     kicked: Arc<Counter>,
-    /// Its connections, to be closed at the end.
-    pub(super) links: Vec<Client>,
+    /// Its connection, to be closed at the end.
+    pub(super) link: Option<Client>,
     /// Answers what it has in hand before it ends.
     pub(super) service: Option<JoinHandle<()>>,
 }
 
 impl Logins {
-    /// Starts the callout and the limit beside it, where the configuration wants them. The first ends with `closing`.
+    /// Starts the callout and the limit beside it, where the configuration wants them. The first ends with `closing`, the
+    /// second, which counts by `connections`, with `stop`.
     pub(super) async fn start(
         config: &Config,
         verifier: &Arc<Verifier>,
+        connections: Option<&Connections>,
         tasks: &TaskTracker,
         closing: &CancellationToken,
         stop: &CancellationToken,
@@ -46,7 +48,7 @@ impl Logins {
         let at = connect_config(config);
         let link = Callout::connect(&at, &credentials(&config.nats.auth)).await;
         let link = link.map_err(failed)?;
-        logins.links.push(link.clone());
+        logins.link = Some(link.clone());
         let (issuer, xkey) = (settings.issuer_seed.expose(), settings.xkey_seed.expose());
         let keys = CalloutKeys::from_seeds(issuer, xkey).map_err(failed)?;
         let policy = NativeLogins::new(
@@ -55,12 +57,11 @@ impl Logins {
             static_users(config),
         );
         let told = Arc::new(Notify::new());
-        if settings.user_connection_limit > 0 {
-            let connections = Connections::connect(&at, &credentials(&config.nats.kick)).await;
-            let connections = connections.map_err(failed)?;
-            logins.links.push(connections.client().clone());
+        if let Some(connections) = connections
+            && settings.user_connection_limit > 0
+        {
             let limit = UserLimit::new(
-                connections,
+                connections.clone(),
                 &settings.account,
                 settings.user_connection_limit as usize,
                 Arc::clone(&told),

@@ -59,6 +59,13 @@ pub(crate) fn connect_config(config: &Config) -> ConnectConfig {
     }
 }
 
+/// `None` without a password.
+pub(super) fn kick_credentials(config: &Config) -> Option<Credentials> {
+    let kick = &config.nats.kick;
+    let is_set = config.auth_callout.enabled && !kick.password.is_empty();
+    is_set.then(|| credentials(kick))
+}
+
 pub(super) fn credentials(user: &config::NatsUser) -> Credentials {
     Credentials {
         user: user.user.clone(),

@@ -11,6 +11,7 @@ use crate::harness::client::{Client, Failure, Position};
 use crate::harness::nats::Nats;
 use crate::harness::weir::{Config, Weir};
 use crate::harness::within;
+use crate::mqtt::Mqtt;
 use crate::raw_nats::Raw;
 
 const ROOM: &str = "closed:plant";
@@ -75,6 +76,35 @@ async fn a_bot_a_device_and_a_browser_share_a_room_with_least_rights() {
     let mut live = bot.subscribe("room.closed.plant").await.unwrap();
     bot.flush().await.unwrap();
 
+    // The device over MQTT: what is forbidden is acknowledged, and nobody hears of it.
+    let port = nats.mqtt_port;
+    let sensor = Mqtt::connect(port, "dev7:1", "dev7", &writes).await;
+    let mut sensor = sensor.ok().unwrap();
+    assert_eq!(sensor.subscribe("room/closed/plant").await, 128);
+    for topic in [
+        "say/dev7/closed/other",
+        "say/ann/closed/plant",
+        "history/dev7/closed/plant",
+        "room/closed/plant",
+    ] {
+        sensor.publish(topic, "{\"n\":-1}", 1, false).await;
+    }
+    sensor
+        .publish("say/dev7/closed/plant", "{\"n\":0}", 1, false)
+        .await;
+    // Natively each is refused by nats-server what the others may.
+    let mut raw = Raw::login(nats.port, &writes).await.unwrap();
+    assert!(!raw.may_hear("room.closed.plant").await);
+    assert!(!raw.may_publish("history.dev7.closed.plant").await);
+    let mut raw = Raw::login(nats.port, &reads).await.unwrap();
+    assert!(!raw.may_publish("say.bot7.closed.plant").await);
+    assert!(!raw.may_publish("history.dev7.closed.plant").await);
+
+    let (_, first) = ann.publication(WITHIN).await.unwrap();
+    assert_eq!(
+        (first.data.get(), first.info.unwrap().user.as_str()),
+        ("{\"n\":0}", "dev7")
+    );
     // A device says who it is by its subject alone.
     let mut forged = HeaderMap::new();
     for name in ["Weir-User", "Nats-Sequence", "Weir-Client"] {
@@ -90,7 +120,11 @@ async fn a_bot_a_device_and_a_browser_share_a_room_with_least_rights() {
         (first.data.get(), first.info.unwrap().user.as_str()),
         ("{\"n\":1}", "dev7")
     );
-    for (payload, user) in [("{\"n\":1}", "dev7"), ("{\"n\":2}", "ann")] {
+    for (payload, user) in [
+        ("{\"n\":0}", "dev7"),
+        ("{\"n\":1}", "dev7"),
+        ("{\"n\":2}", "ann"),
+    ] {
         let message = within("a live message", WITHIN, live.next()).await.unwrap();
         assert_eq!(
             (&message.payload[..], author(message.headers.as_ref())),
@@ -109,7 +143,7 @@ async fn a_bot_a_device_and_a_browser_share_a_room_with_least_rights() {
         .iter()
         .map(|one| one["user"].clone())
         .collect();
-    assert_eq!(users, ["dev7", "ann"], "{page}");
+    assert_eq!(users, ["dev7", "dev7", "ann"], "{page}");
     let mut again = browser(&weir, &both).await;
     let recovered = again.subscribe(ROOM, Some(&since)).await.unwrap();
     let users: Vec<_> = recovered
@@ -118,7 +152,7 @@ async fn a_bot_a_device_and_a_browser_share_a_room_with_least_rights() {
         .map(|one| one.info.as_ref().unwrap().user.clone())
         .collect();
     assert!(recovered.recovered);
-    assert_eq!(users, ["dev7", "ann"]);
+    assert_eq!(users, ["dev7", "dev7", "ann"]);
 
     // The same tokens at a socket: each has its own rights and no others.
     let denied = |found: Result<(), Failure>| assert_eq!(found.unwrap_err().code(), 103);

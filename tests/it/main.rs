@@ -33,6 +33,9 @@ mod kill_nine;
 mod limits;
 mod lost_ack;
 mod lost_tail;
+#[path = "../support/mqtt.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
+mod mqtt;
 mod proxy;
 mod put_back;
 #[path = "../support/raw_nats.rs"]

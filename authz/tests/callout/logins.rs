@@ -87,6 +87,9 @@ async fn a_token_is_taken_as_token_or_password_and_everything_else_is_refused() 
         let found = Mqtt::connect(server.mqtt_port, id, "any", password).await;
         assert_eq!(found.err(), code.map(Some), "{id}");
     }
+    let escaped = token("ann@x", json!({}));
+    let found = Mqtt::connect(server.mqtt_port, "ann=40x:1", "any", &escaped).await;
+    assert!(found.is_ok(), "an id as subjects spell the user");
     // Neither log nor connection list has any of it.
     let system = server.user("sys").await.unwrap();
     let list = system.request("$SYS.REQ.SERVER.PING.CONNZ", r#"{"auth":true}"#.into());

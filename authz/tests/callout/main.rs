@@ -9,6 +9,8 @@ mod doors;
 mod figures;
 #[path = "../../../tests/support/length.rs"]
 mod length;
+#[path = "../../../tests/support/mqtt.rs"]
+mod mqtt;
 #[path = "../../../tests/support/ports.rs"]
 mod ports;
 #[path = "../../../tests/support/raw_nats.rs"]
@@ -21,6 +23,5 @@ mod cells;
 mod crowd;
 mod devices;
 mod logins;
-mod mqtt;
 mod roles;
 mod server;
