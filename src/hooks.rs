@@ -99,7 +99,7 @@ fn hook(event: &str, name: &str, proxy: &Proxy) -> Result<HookAt, AddressError> 
     } else {
         let headers = proxy.static_headers.iter();
         Transport::Http {
-            address: address(proxy)?,
+            address: Box::new(address(proxy)?),
             static_headers: headers
                 .filter_map(|(name, value)| header(name, value))
                 .collect::<HeaderMap>(),

@@ -145,7 +145,7 @@ enum Back {
     /// Its token's key was looked for.
     Fetched(Command),
     /// A hook answered, or did not.
-    Heard(Question, Result<Heard, Failure>),
+    Heard(Box<(Question, Result<Heard, Failure>)>),
 }
 
 impl Slow {
@@ -539,7 +539,7 @@ impl Connection {
                 self.connecting = false;
                 self.session.again(command, now())
             }
-            Back::Heard(question, heard) => self.heard(question, heard),
+            Back::Heard(heard) => self.heard(heard.0, heard.1),
         }
     }
 

@@ -120,14 +120,10 @@ pub(crate) struct Now {
 }
 
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly every session is connected"
-)]
 enum Phase {
     /// No connect command yet.
     New,
-    Connected(Connected),
+    Connected(Box<Connected>),
     /// A connect that was answered with an error: any other command closes.
     Unusable,
 }
@@ -137,7 +133,7 @@ struct Connected {
     grants: Grants,
     info: Option<String>,
     /// For the application's services only.
-    meta: Option<String>,
+    meta: Option<Arc<str>>,
     /// When the connection expires, for the timer and for the wire.
     expires: Option<Instant>,
     /// When the application is asked whether it goes on; `None` while it is asked, and where it never is.

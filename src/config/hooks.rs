@@ -210,6 +210,11 @@ fn check(s: &mut Section<'_>, proxy: &Proxy) {
     }
     let is_nats = proxy.endpoint == NATS;
     for (name, value) in &proxy.static_headers {
+        let mut from_clients = proxy.http_headers.iter().chain(&proxy.emulated_headers);
+        if from_clients.any(|header| header.eq_ignore_ascii_case(name)) {
+            let what = format!("{name:?} is passed on from clients, too, which would replace it");
+            s.refuse("http.static_headers", what, "remove it from one of them");
+        }
         let is_own = NOT_PASSED_ON.contains(&name.to_ascii_lowercase().as_str());
         if is_own || hooks::header(name, value).is_none() {
             let what = format!("{name:?} is no header, or its value is none");

@@ -32,8 +32,7 @@ impl Connection {
         // A refresh is one at a time, and waits for nobody's commands.
         if before >= max && !matches!(question.about, About::Refresh) {
             slow.asking.fetch_sub(1, Ordering::AcqRel);
-            let heard = Err(Failure::TooMany);
-            slow.waited().back.push_back(Back::Heard(question, heard));
+            slow.hear(question, Err(Failure::TooMany));
             return;
         }
         self.connecting = self.connecting || matches!(question.about, About::Connect(_));
@@ -56,7 +55,7 @@ impl Connection {
                 }
             };
             slow.asking.fetch_sub(1, Ordering::AcqRel);
-            slow.waited().back.push_back(Back::Heard(question, heard));
+            slow.hear(question, heard);
             drop(turn);
             link.outbox.wake();
         });
@@ -76,6 +75,12 @@ impl Connection {
 }
 
 impl Slow {
+    /// Keeps what became of a question until the session takes it.
+    fn hear(&self, question: Question, heard: Result<Heard, Failure>) {
+        let heard = Back::Heard(Box::new((question, heard)));
+        self.waited().back.push_back(heard);
+    }
+
     /// The end of the publish before it in the room, and its own. Forgets those that have ended.
     fn line_up(&self, room: &RoomName) -> (Option<CancellationToken>, CancellationToken) {
         let own = CancellationToken::new();

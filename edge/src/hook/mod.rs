@@ -208,13 +208,16 @@ impl Hook {
         let heard = self.try_ask(question, passed_on).await;
         if let Err(failure) = &heard {
             self.metrics.failures[failure.kind()].add_one();
-            tracing::warn!(
-                hook = self.event,
-                namespace = self.namespace,
-                client = question.client,
-                %failure,
-                "hook failed"
-            );
+            let (hook, namespace, client) = (self.event, &self.namespace, &question.client);
+            // What was not asked is told once, when the breaker opens: clients could fill the log.
+            match failure {
+                Failure::Absent | Failure::Late | Failure::Broken(_) => {
+                    tracing::warn!(hook, namespace, client, %failure, "hook failed");
+                }
+                Failure::Busy | Failure::Open | Failure::TooMany => {
+                    tracing::debug!(hook, namespace, client, %failure, "hook not asked");
+                }
+            }
         }
         heard
     }

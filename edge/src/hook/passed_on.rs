@@ -1,6 +1,7 @@
 //! Knows: which headers of a client are kept for hooks, and which hook is told which. Never: what is in them.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -13,17 +14,16 @@ const KEPT_MAX_BYTES: usize = 16 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Wanted {
     http: HashSet<HeaderName>,
-    emulated: HashSet<HeaderName>,
+    emulated: Arc<HashSet<HeaderName>>,
 }
 
 impl Wanted {
     pub(super) fn of(settings: &HookSettings) -> Self {
-        let mut wanted = Self::default();
-        for at in settings.all() {
-            wanted.http.extend(at.http_headers.iter().cloned());
-            wanted.emulated.extend(at.emulated_headers.iter().cloned());
+        let all = || settings.all();
+        Self {
+            http: all().flat_map(|at| at.http_headers.clone()).collect(),
+            emulated: Arc::new(all().flat_map(|at| at.emulated_headers.clone()).collect()),
         }
-        wanted
     }
 
     /// What of a client's HTTP request is kept; `None` where nothing ever is.
@@ -37,7 +37,7 @@ impl Wanted {
                 kept.http.append(name, value.clone());
             }
         }
-        kept.names = self.emulated.clone();
+        kept.names = Arc::clone(&self.emulated);
         Some(kept)
     }
 }
@@ -50,7 +50,7 @@ pub(crate) struct PassedOn {
     /// Of its connect command: anybody can give any.
     emulated: HeaderMap,
     /// Which of those are kept.
-    names: HashSet<HeaderName>,
+    names: Arc<HashSet<HeaderName>>,
 }
 
 impl PassedOn {

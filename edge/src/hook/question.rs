@@ -1,5 +1,7 @@
 //! Knows: what is asked of a service, as JSON, and which answers fit which question. Never: how it gets there.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -20,7 +22,7 @@ pub(crate) struct Question {
     /// Empty before there is one.
     pub(crate) user: String,
     /// What the connection's token or connect hook left for services.
-    pub(crate) meta: Option<String>,
+    pub(crate) meta: Option<Arc<str>>,
     pub(crate) about: About,
 }
 

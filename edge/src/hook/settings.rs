@@ -60,7 +60,7 @@ pub enum Transport {
     /// An HTTP POST.
     Http {
         /// Where, as the configuration names it.
-        address: Address,
+        address: Box<Address>,
         /// Headers of each request; their values are secrets.
         static_headers: HeaderMap,
     },

@@ -145,7 +145,7 @@ impl Session {
             connected.expires = after(Some(ttl_s), now);
             connected.refresh_at = connected.expires;
             connected.info = refreshed.info.or(connected.info.take());
-            connected.meta = refreshed.meta.or(connected.meta.take());
+            connected.meta = refreshed.meta.map(Into::into).or(connected.meta.take());
         }
         Effect::None
     }

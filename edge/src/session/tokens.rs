@@ -82,16 +82,16 @@ impl Session {
             // The first at random between half and the whole, so that pings do not come in waves.
             self.ping_due = Some(now.instant + ping / 2 + random_part(ping / 2));
         }
-        self.phase = Phase::Connected(Connected {
+        self.phase = Phase::Connected(Box::new(Connected {
             grants: Grants::of(&claims, self.settings.client.insecure),
             info: claims.info,
-            meta: claims.meta,
+            meta: claims.meta.map(Into::into),
             expires: after(ttl_s, now),
             refresh_at: after(ttl_s, now).filter(|_| asks),
             subscriptions: Places::default(),
             expiring: HashMap::new(),
             authority,
-        });
+        }));
         Effect::Connected(json::connect(id, &result))
     }
 
@@ -110,7 +110,7 @@ impl Session {
                         connected.grants = Grants::of(&claims, self.settings.client.insecure);
                         connected.authority.renew(claims.facts());
                         connected.info = claims.info;
-                        connected.meta = claims.meta;
+                        connected.meta = claims.meta.map(Into::into);
                         self.narrowed(json::refresh(id, &self.client, &version(), ttl_s))
                     }
                     _ => Effect::Close(DisconnectCode::INVALID_TOKEN),

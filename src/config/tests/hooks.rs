@@ -59,6 +59,12 @@ const BROKEN: &[(&str, usize, &str, &str)] = &[
         "\"Host\" is no header",
     ),
     (
+        "[client.proxy.connect]\nendpoint = \"https://app.example/\"\nemulated_headers = [\"x-key\"]\n[client.proxy.connect.http.static_headers]\nX-Key = \"swordfish\"",
+        5,
+        "client.proxy.connect.http.static_headers",
+        "passed on from clients",
+    ),
+    (
         "[client.proxy.connect]\ntimeout = \"5s\"",
         2,
         "client.proxy.connect.timeout",

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::Client;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::StreamExt as _;
 use serde_json::Value;
@@ -163,7 +163,7 @@ async fn post(
     body: Bytes,
 ) -> Response {
     assert_eq!(headers[header::CONTENT_TYPE], "application/json");
-    let text = |value: &axum::http::HeaderValue| value.to_str().unwrap().to_owned();
+    let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
     let asked = Asked {
         event,
         body: serde_json::from_slice(&body).unwrap(),

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::{
-    Backend, Client, Duration, Failure, Over, Play, Reply, Value, WITHIN, application, configure,
-    connect, json, rig, until, value,
+    Backend, Client, Duration, Failure, Over, Play, Reply, WITHIN, application, configure, connect,
+    json, rig, until, value,
 };
 use crate::figures::figure;
 use crate::harness::rig::Rig;
@@ -120,12 +120,12 @@ async fn lied_to(over: Over) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_lies_opens_nothing_over_nats() {
-    lied_to(Over::Nats).await;
+    Box::pin(lied_to(Over::Nats)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_lies_opens_nothing_over_http() {
-    lied_to(Over::Http).await;
+    Box::pin(lied_to(Over::Http)).await;
 }
 
 /// How long `work` took.
@@ -204,12 +204,12 @@ async fn hung_up(over: Over) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_hangs_holds_nobody_else_up_over_nats() {
-    hung_up(Over::Nats).await;
+    Box::pin(hung_up(Over::Nats)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_hangs_holds_nobody_else_up_over_http() {
-    hung_up(Over::Http).await;
+    Box::pin(hung_up(Over::Http)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -274,18 +274,18 @@ async fn a_service_that_floods_is_heard_once() {
     }
     let page = ann.history("ask:in", None, 100, false).await.unwrap();
     assert_eq!(page.publications.len(), 10, "one each");
-    figure!("30,000 answers too many: the slowest publish elsewhere took {slowest:?}");
+    figure!("20,500 answers where 15 were asked for: the slowest publish elsewhere took {slowest:?}");
     rig.require_calm();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_absent_service_opens_nothing_and_is_left_alone_until_it_is_back() {
     let play = Play::new(application);
-    let rig = Rig::servers(1, false, |config| {
+    let servers = Rig::servers(1, false, |config| {
         let more = "[hooks]\nbreaker_failures = 4\nbreaker_open_time = \"500ms\"\n";
         configure(config, |_| "nats".to_owned(), more);
-    })
-    .await;
+    });
+    let rig = Box::pin(servers).await;
     let address = rig.weir.address();
     let opened = async || rig.weir.metric("weir_edge_hook_breaker_opened").await;
     let failure = connect(&address, value!({ "as": "ann" })).await.err();
@@ -330,7 +330,9 @@ async fn an_absent_service_opens_nothing_and_is_left_alone_until_it_is_back() {
         assert!(is_temporary(&failure), "{failure:?}");
     }
     let calls = calls.load(Ordering::Relaxed);
-    assert!((4..=40).contains(&calls), "{calls} of 40 were asked");
+    // The one before them found nobody.
+    assert!((3..=40).contains(&calls), "{calls} of 40 were asked");
+    assert!(opened().await >= Some(2.0), "that of publishing, too");
     let open = rig.weir.metric("weir_edge_hook_failures").await;
     assert!(open.is_some_and(|open| open > 40.0));
     play.now(application);

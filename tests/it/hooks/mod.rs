@@ -74,15 +74,15 @@ async fn rig(over: Over, play: &Play, more: &str, client: &str) -> (Rig, Backend
         Over::Http => Some(Backend::over_http(play).await),
     };
     let url = http.as_ref().map(|http| http.url.clone());
-    let rig = Rig::servers(1, false, |config| {
+    let servers = Rig::servers(1, false, |config| {
         client.clone_into(&mut config.client);
         let endpoint = |event: &str| {
             url.as_ref()
                 .map_or_else(|| "nats".to_owned(), |url| format!("{url}/{event}"))
         };
         configure(config, endpoint, more);
-    })
-    .await;
+    });
+    let rig = Box::pin(servers).await;
     let backend = match http {
         Some(http) => http,
         None => Backend::over_nats(&rig.nats, play).await,
@@ -170,7 +170,7 @@ async fn decides(over: Over) {
     ann.subscribe("ask:x#ann,bob", None).await.unwrap();
     let limited = ann.subscribe("ask:x#bob", None).await.unwrap_err();
     assert_eq!(limited.code(), 103);
-    assert_eq!(ann.subscribe("vip:in", None).await.is_ok(), true);
+    ann.subscribe("vip:in", None).await.unwrap();
 
     ann.publish("ask:in", r#"{"text":"one"}"#).await.unwrap();
     assert_eq!(
@@ -254,12 +254,12 @@ async fn decides(over: Over) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn services_decide_over_nats() {
-    decides(Over::Nats).await;
+    Box::pin(decides(Over::Nats)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn services_decide_over_http() {
-    decides(Over::Http).await;
+    Box::pin(decides(Over::Http)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

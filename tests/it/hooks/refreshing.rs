@@ -93,12 +93,12 @@ async fn refreshes(over: Over) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refresh_is_asked_again_and_extends_or_ends_over_nats() {
-    refreshes(Over::Nats).await;
+    Box::pin(refreshes(Over::Nats)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refresh_is_asked_again_and_extends_or_ends_over_http() {
-    refreshes(Over::Http).await;
+    Box::pin(refreshes(Over::Http)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
