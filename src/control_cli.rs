@@ -166,7 +166,7 @@ async fn give(loaded: &Loaded, order: Order) -> Result<ExitCode, Failure> {
     }
     let links = connect(loaded).await.map_err(Failure::Failed)?;
     let giver = Giver::open(links.live).await?;
-    let given = giver.give(order).await?;
+    let given = Box::pin(giver.give(order)).await?;
     let mut text = String::new();
     let written = describe(&mut text, &given);
     debug_assert!(written.is_ok(), "a String takes all");

@@ -215,7 +215,8 @@ pub(crate) async fn connect(loaded: &Loaded) -> Result<Links, String> {
     config.nats.reads = target.reads;
     config.nats.door = target.door;
     let settings = connect_config(&config);
-    tokio::time::timeout(CONNECT_WITHIN, Links::connect(&settings))
+    let connecting = Box::pin(Links::connect(&settings));
+    tokio::time::timeout(CONNECT_WITHIN, connecting)
         .await
         .map_err(|_| format!("NATS at {} does not answer", config.nats.url))?
         .map_err(|error| error.to_string())
