@@ -12,26 +12,19 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weir_authz::Verifier;
-use weir_authz::callout::NativeLogins;
 use weir_edge::connection::Edge;
 use weir_edge::door::{NativeDoor, may_be_answered};
 use weir_edge::hub::{Hub, HubParts};
 use weir_edge::metrics::Metrics;
 use weir_edge::rate::UserRates;
-use weir_edge::roster::Roster;
 use weir_edge::seats::Seats;
 use weir_edge::writer::Writer;
 use weir_edge::{server, sweep};
 use weir_history::erase::{Eraser, expire};
 use weir_history::service::HistoryService;
 use weir_history::{Archive, Reader, Worker, WorkerMetrics};
-use weir_nats::callout::{Callout, CalloutKeys, CalloutMetrics, KeyError};
 use weir_nats::connect::Links;
 use weir_nats::connections::Connections;
-use weir_nats::control::give::Giver;
-use weir_nats::control::kick::{KickMetrics, kicker};
-use weir_nats::control::service::ControlService;
 use weir_nats::control::watch::Watch as ControlWatch;
 use weir_nats::erasure::watch::{Apply, Identity, Watch};
 use weir_nats::figures::Figure;
@@ -43,16 +36,18 @@ use weir_nats::{Orders, Placements, Revocations};
 
 use crate::config::Config;
 
+mod control;
 mod hooks;
+mod logins;
 mod probe;
 mod settings;
 
-use hooks::{carry_out, history_policy, lookup, saw, suspect};
+use control::Control;
+use hooks::{history_policy, lookup, saw, suspect};
+use logins::Logins;
 pub(crate) use settings::connect_config;
 pub(crate) use settings::{all_rules, static_users};
-use settings::{
-    auth_credentials, edge_settings, kick_credentials, log_config, oldest_ms, publish_limits,
-};
+use settings::{edge_settings, kick_credentials, log_config, oldest_ms, publish_limits};
 
 /// Between tries to open an archive that is locked.
 const ARCHIVE_RETRY: Duration = Duration::from_secs(1);
@@ -71,8 +66,8 @@ pub struct Roles {
     links: Links,
     guard: Guard,
     tasks: TaskTracker,
-    logins: Arc<CalloutMetrics>,
-    kicks: Arc<KickMetrics>,
+    logins: Logins,
+    control: Control,
     /// As the users beside the three.
     more_links: Vec<async_nats::Client>,
     /// The doors, which answer what they have in hand before they end.
@@ -248,36 +243,33 @@ impl Roles {
         for fetcher in fetchers {
             tasks.spawn(fetcher.run(stop.clone()));
         }
-        let logins = Arc::new(CalloutMetrics::default());
-        let giver = Giver::open(links.live.clone()).await.map_err(failed)?;
-        let ttl = config.revocation.ttl;
-        let orders_taken = ControlService::new(links.door.clone(), giver, ttl, tasks.clone());
-        let orders_taken = spawn_service("control", orders_taken.run(closing.clone()), &tasks);
-        let mut services = vec![door, history, orders_taken];
-        let mut more_links = Vec::new();
-        let kicks = Arc::new(KickMetrics::default());
-        let mut control = control;
-        if let Some(connections) = connections {
-            more_links.push(connections.client().clone());
-            let (kicker, task) = kicker(connections, config.auth_callout.account.clone());
-            tasks.spawn(task.run(Arc::clone(&kicks), stop.clone()));
-            control = control.with_kicker(kicker);
-        }
-        let roster = Roster::default();
-        tasks.spawn(control.run(control_events, carry_out(roster.clone()), stop.clone()));
-        if config.auth_callout.enabled {
-            let (at, user) = (connect_config(config), auth_credentials(config));
-            let link = Callout::connect(&at, &user).await.map_err(failed)?;
-            more_links.push(link.clone());
-            let verifier = Arc::clone(&verifier);
-            let callout = callout(config, link, verifier, Arc::clone(&logins), tasks.clone());
-            let callout = callout.map_err(failed)?;
-            services.push(spawn_service(
-                "auth callout",
-                callout.run(closing.clone()),
-                &tasks,
-            ));
-        }
+        let mut control = Box::pin(Control::start(
+            config,
+            &links,
+            (control, control_events),
+            connections.as_ref(),
+            &tasks,
+            &closing,
+            &stop,
+        ))
+        .await?;
+        let mut logins = Logins::start(
+            config,
+            &verifier,
+            connections.as_ref(),
+            &tasks,
+            &closing,
+            &stop,
+        )
+        .await?;
+        let kicks = connections.map(|connections| connections.client().clone());
+        let more_links = logins.link.take().into_iter().chain(kicks);
+        let more_services = logins
+            .service
+            .take()
+            .into_iter()
+            .chain(control.service.take());
+        let services = [door, history].into_iter().chain(more_services);
         let edge = Arc::new(Edge {
             verifier,
             settings,
@@ -288,7 +280,7 @@ impl Roles {
             placements,
             nats: links.live.clone(),
             seats: Seats::default(),
-            roster,
+            roster: control.roster.clone(),
             tasks: tasks.clone(),
             draining: CancellationToken::new(),
         });
@@ -298,10 +290,10 @@ impl Roles {
             links,
             guard,
             tasks,
-            services,
+            services: services.collect(),
             logins,
-            kicks,
-            more_links,
+            control,
+            more_links: more_links.collect(),
             erasure,
             orders,
             closing,
@@ -324,9 +316,9 @@ impl Roles {
         let mut figures = self.edge.metrics.figures();
         figures.push(self.edge.writer.figure());
         figures.push(self.orders.figure());
-        figures.push(self.logins.figure());
+        figures.extend(self.logins.figures());
         figures.extend(self.edge.verifier.revocations().figures());
-        figures.extend(self.kicks.figures());
+        figures.extend(self.control.figures());
         figures.extend(self.worker.figures());
         let from_rings = self.edge.metrics.recovered_from_ring.value();
         figures.extend(self.edge.reader.metrics().read(from_rings));
@@ -385,27 +377,6 @@ async fn close(client: &async_nats::Client) {
         Ok(Err(error)) => tracing::debug!(error, "nats connection was closed before"),
         Err(_) => tracing::debug!("nats connection is not closed in time"),
     }
-}
-
-/// The service that says who may log in to NATS with a token.
-fn callout(
-    config: &Config,
-    link: async_nats::Client,
-    verifier: Arc<Verifier>,
-    metrics: Arc<CalloutMetrics>,
-    tasks: TaskTracker,
-) -> Result<Callout, KeyError> {
-    let settings = &config.auth_callout;
-    let keys = CalloutKeys::from_seeds(settings.issuer_seed.expose(), settings.xkey_seed.expose())?;
-    let policy = NativeLogins::new(verifier, all_rules(config), static_users(config));
-    Ok(Callout::new(
-        link,
-        keys,
-        &settings.account,
-        policy.decide(),
-        metrics,
-        tasks,
-    ))
 }
 
 fn spawn_service(

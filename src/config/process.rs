@@ -106,7 +106,7 @@ pub struct Nats {
     pub system: NatsUser,
     /// `[nats.auth]`: answers the auth callout, in an account of its own.
     pub auth: NatsUser,
-    /// `[nats.kick]`: a user of the system account that lists connections and ends those that are revoked.
+    /// `[nats.kick]`: lists and ends connections, in the system account, and nothing else there.
     pub kick: NatsUser,
 }
 

@@ -8,12 +8,10 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use weir_authz::Action;
 use weir_edge::rate::UserRates;
-use weir_edge::roster::Roster;
 use weir_edge::settings::EdgeSettings;
 use weir_history::Reader;
 use weir_history::service::{Access, Policy};
 use weir_nats::RoomName;
-use weir_nats::control::watch::Apply;
 use weir_nats::guard::Guard;
 use weir_nats::publish::{ArchiveLookup, Saw};
 
@@ -38,14 +36,6 @@ pub(super) fn suspect(guard: Guard) -> Box<dyn Fn(&str) + Send + Sync> {
             *last = Some(now);
             guard.suspect(stream);
         }
-    })
-}
-
-/// Orders about who is connected reach this process's sockets.
-pub(super) fn carry_out(roster: Roster) -> Apply {
-    Arc::new(move |orders, has_missed| {
-        let roster = roster.clone();
-        Box::pin(async move { roster.carry_out(orders, has_missed).await })
     })
 }
 

@@ -46,10 +46,6 @@ pub(super) fn oldest_ms(config: &Config) -> Option<OldestMs> {
 }
 
 pub(crate) fn connect_config(config: &Config) -> ConnectConfig {
-    let credentials = |user: &config::NatsUser| Credentials {
-        user: user.user.clone(),
-        password: user.password.expose().to_owned(),
-    };
     ConnectConfig {
         url: config.nats.url.clone(),
         live: credentials(&config.nats.live),
@@ -62,21 +58,18 @@ pub(crate) fn connect_config(config: &Config) -> ConnectConfig {
     }
 }
 
-pub(super) fn auth_credentials(config: &Config) -> Credentials {
-    Credentials {
-        user: config.nats.auth.user.clone(),
-        password: config.nats.auth.password.expose().to_owned(),
-    }
-}
-
-/// `None` without a password: then connections at nats-servers end with their tokens.
+/// `None` without a password.
 pub(super) fn kick_credentials(config: &Config) -> Option<Credentials> {
     let kick = &config.nats.kick;
     let is_set = config.auth_callout.enabled && !kick.password.is_empty();
-    is_set.then(|| Credentials {
-        user: kick.user.clone(),
-        password: kick.password.expose().to_owned(),
-    })
+    is_set.then(|| credentials(kick))
+}
+
+pub(super) fn credentials(user: &config::NatsUser) -> Credentials {
+    Credentials {
+        user: user.user.clone(),
+        password: user.password.expose().to_owned(),
+    }
 }
 
 pub(super) fn publish_limits(config: &Config) -> PublishLimits {

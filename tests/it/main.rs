@@ -32,8 +32,14 @@ mod kill_nine;
 mod limits;
 mod lost_ack;
 mod lost_tail;
+#[path = "../support/mqtt.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
+mod mqtt;
 mod proxy;
 mod put_back;
+#[path = "../support/raw_nats.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
+mod raw_nats;
 mod revoke;
 mod rollback;
 mod slow_reader;
@@ -42,3 +48,4 @@ mod slow_reader;
 mod token_cases;
 mod tokens;
 mod trimmed;
+mod two_doors;

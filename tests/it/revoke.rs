@@ -46,12 +46,16 @@ async fn bot(nats: &Nats, user: &str, token: &str) -> async_nats::Client {
     let options = ConnectOptions::with_token(token.to_owned())
         .custom_inbox_prefix(format!("_INBOX.{user}"))
         .connect(nats.url());
-    within("a bot logs in", WITHIN, options).await.unwrap()
+    within("a bot logs in", WITHIN, Box::pin(options))
+        .await
+        .unwrap()
 }
 
 async fn is_let_in(nats: &Nats, token: &str) -> bool {
     let options = ConnectOptions::with_token(token.to_owned()).connect(nats.url());
-    within("a login is decided", WITHIN, options).await.is_ok()
+    within("a login is decided", WITHIN, Box::pin(options))
+        .await
+        .is_ok()
 }
 
 /// Asks as an operator.

@@ -352,7 +352,12 @@ pub(crate) fn tail(log: &str) -> String {
 
 /// A connection token of a user.
 pub(crate) fn token(user: &str) -> String {
-    signed(&serde_json::json!({ "sub": user, "exp": 4_102_444_800_u64 }))
+    token_with(user, &serde_json::json!([]))
+}
+
+/// The same with rights of its own.
+pub(crate) fn token_with(user: &str, caps: &serde_json::Value) -> String {
+    signed(&serde_json::json!({ "sub": user, "exp": 4_102_444_800_u64, "caps": caps }))
 }
 
 /// A token with any claims.
