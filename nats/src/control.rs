@@ -457,7 +457,7 @@ mod tests {
             (long.key(), short.key()),
             ("revoke.user.a=20b".into(), long.key())
         );
-        let both = short.clone().with(&long);
+        let both = short.with(&long);
         assert_eq!(both.until_ms, long.until_ms);
         assert_eq!(both.what, long.what);
         let end = |user: &str, reconnect| {

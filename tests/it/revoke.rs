@@ -141,6 +141,9 @@ async fn what_is_revoked_is_closed_everywhere_and_opens_nothing_again() {
             assert_eq!(again, Some(3500));
         }
         assert!(!is_let_in(&two.nats, &old).await);
+        // It answers pings, and nothing else happens to it.
+        let push = calm.push(Instant::now() + Duration::from_millis(5)).await;
+        assert!(push.unwrap().is_none());
         if round % 3 == 0 {
             let new = token(&user, "new", -1, json!({}));
             assert!(connect(&two.second, &new).await.is_ok() && is_let_in(&two.nats, &new).await);
