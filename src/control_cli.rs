@@ -126,11 +126,8 @@ impl RevokeArgs {
         let user = self.user.as_deref();
         let revoked = Revoked::new(user, self.token_id.as_deref(), self.issued_before)?;
         let ttl = self.ttl.unwrap_or(loaded.config.revocation.ttl);
-        give(
-            loaded,
-            Order::new(What::Revoke(revoked), ttl, &who(), &self.reason)?,
-        )
-        .await
+        let order = Order::new(What::Revoke(revoked), ttl, &who(), &self.reason)?;
+        Box::pin(give(loaded, order)).await
     }
 }
 
@@ -147,7 +144,8 @@ impl DisconnectArgs {
             whose: self.whose.read()?,
             reconnect: self.reconnect,
         };
-        give(loaded, Order::new(what, ENDS_KEPT, &who(), &self.reason)?).await
+        let order = Order::new(what, ENDS_KEPT, &who(), &self.reason)?;
+        Box::pin(give(loaded, order)).await
     }
 }
 
@@ -155,7 +153,7 @@ impl UnsubscribeArgs {
     pub(crate) async fn run(&self, loaded: &Loaded) -> Result<ExitCode, Failure> {
         let whose = self.whose.read()?;
         let order = Order::new(What::Unsubscribe { whose }, ENDS_KEPT, &who(), &self.reason)?;
-        give(loaded, order).await
+        Box::pin(give(loaded, order)).await
     }
 }
 
@@ -166,7 +164,7 @@ async fn give(loaded: &Loaded, order: Order) -> Result<ExitCode, Failure> {
     }
     let links = connect(loaded).await.map_err(Failure::Failed)?;
     let giver = Giver::open(links.live).await?;
-    let given = giver.give(order).await?;
+    let given = Box::pin(giver.give(order)).await?;
     let mut text = String::new();
     let written = describe(&mut text, &given);
     debug_assert!(written.is_ok(), "a String takes all");

@@ -19,7 +19,6 @@ use weir_edge::hook::Hooks;
 use weir_edge::hub::{Hub, HubParts};
 use weir_edge::limits::Limits;
 use weir_edge::metrics::Metrics;
-use weir_edge::roster::Roster;
 use weir_edge::seats::Seats;
 use weir_edge::writer::Writer;
 use weir_edge::{server, sweep};
@@ -28,9 +27,6 @@ use weir_history::service::HistoryService;
 use weir_history::{Archive, Reader, Worker, WorkerMetrics};
 use weir_nats::connect::Links;
 use weir_nats::connections::Connections;
-use weir_nats::control::give::Giver;
-use weir_nats::control::kick::{KickMetrics, kicker};
-use weir_nats::control::service::ControlService;
 use weir_nats::control::watch::Watch as ControlWatch;
 use weir_nats::erasure::watch::{Apply, Identity, Watch};
 use weir_nats::figures::Figure;
@@ -42,12 +38,14 @@ use weir_nats::{Orders, Placements, Revocations};
 
 use crate::config::Config;
 
+mod control;
 mod hooks;
 mod logins;
 mod probe;
 mod settings;
 
-use hooks::{carry_out, history_policy, lookup, saw, suspect};
+use control::Control;
+use hooks::{history_policy, lookup, saw, suspect};
 use logins::Logins;
 pub(crate) use settings::{all_rules, static_users};
 pub(crate) use settings::{connect_config, nats_tls};
@@ -71,7 +69,7 @@ pub struct Roles {
     guard: Guard,
     tasks: TaskTracker,
     logins: Logins,
-    kicks: Arc<KickMetrics>,
+    control: Control,
     /// As the users beside the three.
     more_links: Vec<async_nats::Client>,
     /// The doors, which answer what they have in hand before they end.
@@ -249,10 +247,16 @@ impl Roles {
         for fetcher in fetchers {
             tasks.spawn(fetcher.run(stop.clone()));
         }
-        let giver = Giver::open(links.live.clone()).await.map_err(failed)?;
-        let ttl = config.revocation.ttl;
-        let orders_taken = ControlService::new(links.door.clone(), giver, ttl, tasks.clone());
-        let orders_taken = spawn_service("control", orders_taken.run(closing.clone()), &tasks);
+        let mut control = Box::pin(Control::start(
+            config,
+            &links,
+            (control, control_events),
+            connections.as_ref(),
+            &tasks,
+            &closing,
+            &stop,
+        ))
+        .await?;
         let mut logins = Logins::start(
             config,
             &verifier,
@@ -262,19 +266,14 @@ impl Roles {
             &stop,
         )
         .await?;
-        let kicks = Arc::new(KickMetrics::default());
-        let mut control = control;
-        let mut more_links: Vec<_> = logins.link.take().into_iter().collect();
-        if let Some(connections) = connections {
-            more_links.push(connections.client().clone());
-            let (kicker, task) = kicker(connections, config.auth_callout.account.clone());
-            tasks.spawn(task.run(Arc::clone(&kicks), stop.clone()));
-            control = control.with_kicker(kicker);
-        }
-        let roster = Roster::default();
-        tasks.spawn(control.run(control_events, carry_out(roster.clone()), stop.clone()));
-        let services = [door, history, orders_taken];
-        let services = services.into_iter().chain(logins.service.take());
+        let kicks = connections.map(|connections| connections.client().clone());
+        let more_links = logins.link.take().into_iter().chain(kicks);
+        let more_services = logins
+            .service
+            .take()
+            .into_iter()
+            .chain(control.service.take());
+        let services = [door, history].into_iter().chain(more_services);
         let edge = Arc::new(Edge {
             hooks: Hooks::new(&settings.hooks, &links.live),
             verifier,
@@ -287,7 +286,7 @@ impl Roles {
             nats: links.live.clone(),
             seats: Seats::default(),
             limits,
-            roster,
+            roster: control.roster.clone(),
             tasks: tasks.clone(),
             draining: CancellationToken::new(),
         });
@@ -299,8 +298,8 @@ impl Roles {
             tasks,
             services: services.collect(),
             logins,
-            kicks,
-            more_links,
+            control,
+            more_links: more_links.collect(),
             erasure,
             orders,
             closing,
@@ -327,7 +326,7 @@ impl Roles {
         figures.push(self.orders.figure());
         figures.extend(self.logins.figures());
         figures.extend(self.edge.verifier.revocations().figures());
-        figures.extend(self.kicks.figures());
+        figures.extend(self.control.figures());
         figures.extend(self.worker.figures());
         let from_rings = self.edge.metrics.recovered_from_ring.value();
         figures.extend(self.edge.reader.metrics().read(from_rings));

@@ -216,7 +216,8 @@ pub(crate) async fn connect(loaded: &Loaded) -> Result<Links, String> {
     config.nats.door = target.door;
     let mut settings = connect_config(&config);
     settings.tls = target.tls;
-    tokio::time::timeout(CONNECT_WITHIN, Links::connect(&settings))
+    let connecting = Box::pin(Links::connect(&settings));
+    tokio::time::timeout(CONNECT_WITHIN, connecting)
         .await
         .map_err(|_| format!("NATS at {} does not answer", config.nats.url))?
         .map_err(|error| error.to_string())

@@ -131,7 +131,7 @@ pub struct Nats {
     pub system: NatsUser,
     /// `[nats.auth]`: answers the auth callout, in an account of its own.
     pub auth: NatsUser,
-    /// `[nats.kick]`: lists connections and ends those that are revoked or too many, in the system account, and nothing else there.
+    /// `[nats.kick]`: lists and ends connections, in the system account, and nothing else there.
     pub kick: NatsUser,
 }
 

@@ -9,12 +9,10 @@ use tokio::time::Instant;
 use weir_authz::Action;
 use weir_edge::limits::Limits;
 use weir_edge::rate::{Cost, Counted};
-use weir_edge::roster::Roster;
 use weir_edge::settings::EdgeSettings;
 use weir_history::Reader;
 use weir_history::service::{Access, Policy};
 use weir_nats::RoomName;
-use weir_nats::control::watch::Apply;
 use weir_nats::guard::Guard;
 use weir_nats::publish::{ArchiveLookup, Saw};
 
@@ -39,14 +37,6 @@ pub(super) fn suspect(guard: Guard) -> Box<dyn Fn(&str) + Send + Sync> {
             *last = Some(now);
             guard.suspect(stream);
         }
-    })
-}
-
-/// Orders about who is connected reach this process's sockets.
-pub(super) fn carry_out(roster: Roster) -> Apply {
-    Arc::new(move |orders, has_missed| {
-        let roster = roster.clone();
-        Box::pin(async move { roster.carry_out(orders, has_missed).await })
     })
 }
 

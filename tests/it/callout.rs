@@ -221,8 +221,7 @@ async fn while_weir_is_dead_those_who_are_in_stay_and_nobody_gets_in() {
 async fn a_user_has_as_many_native_connections_as_is_configured() {
     let nats = Nats::start().await;
     let mut config = Config::new(&nats.url());
-    config.more =
-        nats.auth_callout() + "user_connection_limit = 2\n[nats.kick]\npassword = \"weir_kick\"\n";
+    config.more = nats.auth_callout() + "user_connection_limit = 2\n";
     let weir = Weir::start(config).await;
     let reads = token(&weir, "bot7", "\"sub\"");
     let mut all = Vec::new();

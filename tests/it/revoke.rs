@@ -46,12 +46,16 @@ async fn bot(nats: &Nats, user: &str, token: &str) -> async_nats::Client {
     let options = ConnectOptions::with_token(token.to_owned())
         .custom_inbox_prefix(format!("_INBOX.{user}"))
         .connect(nats.url());
-    within("a bot logs in", WITHIN, options).await.unwrap()
+    within("a bot logs in", WITHIN, Box::pin(options))
+        .await
+        .unwrap()
 }
 
 async fn is_let_in(nats: &Nats, token: &str) -> bool {
     let options = ConnectOptions::with_token(token.to_owned()).connect(nats.url());
-    within("a login is decided", WITHIN, options).await.is_ok()
+    within("a login is decided", WITHIN, Box::pin(options))
+        .await
+        .is_ok()
 }
 
 /// Asks as an operator.
@@ -137,6 +141,9 @@ async fn what_is_revoked_is_closed_everywhere_and_opens_nothing_again() {
             assert_eq!(again, Some(3500));
         }
         assert!(!is_let_in(&two.nats, &old).await);
+        // It answers pings, and nothing else happens to it.
+        let push = calm.push(Instant::now() + Duration::from_millis(5)).await;
+        assert!(push.unwrap().is_none());
         if round % 3 == 0 {
             let new = token(&user, "new", -1, json!({}));
             assert!(connect(&two.second, &new).await.is_ok() && is_let_in(&two.nats, &new).await);

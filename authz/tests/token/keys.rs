@@ -159,14 +159,11 @@ fn a_minted_token_is_valid_by_every_algorithm() {
         let verifier = Verifier::new(vec![Issuer { check, keys }], None);
         let mint = Mint {
             user: "ann",
-            channel: None,
             expires_at_s: Some(NOW + 60),
             audience: "weir",
             issuer: "me",
             user_id_claim: "uid",
-            caps: None,
-            token_id: "j",
-            issued_at_s: Some(NOW),
+            ..Mint::default()
         };
         let signer = Signer::new(algorithm, private, Some("k".to_owned())).unwrap();
         let token = mint.signed(&signer).unwrap();

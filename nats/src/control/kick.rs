@@ -56,7 +56,7 @@ impl KickMetrics {
     pub fn figures(&self) -> Vec<Figure> {
         vec![
             Figure::single(
-                "weir_native_kicked_total",
+                "weir_native_ordered_kicked_total",
                 "Connections at nats-servers ended by order.",
                 "counter",
                 self.kicked.value() as f64,
