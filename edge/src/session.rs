@@ -105,7 +105,7 @@ pub(crate) struct Now {
 enum Phase {
     /// No connect command yet.
     New,
-    Connected(Connected),
+    Connected(Box<Connected>),
     /// A connect that was answered with an error: any other command closes.
     Unusable,
 }

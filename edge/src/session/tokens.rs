@@ -56,13 +56,13 @@ impl Session {
             // The first at random between half and the whole, so that pings do not come in waves.
             self.ping_due = Some(now.instant + ping / 2 + random_part(ping / 2));
         }
-        self.phase = Phase::Connected(Connected {
+        self.phase = Phase::Connected(Box::new(Connected {
             grants: Grants::of(&claims, self.settings.client.insecure),
             info: claims.info,
             expires: after(ttl_s, now),
             subscriptions: Places::default(),
             expiring: HashMap::new(),
-        });
+        }));
         Effect::Connected(json::connect(id, &result))
     }
 
