@@ -169,6 +169,7 @@ pub(crate) struct Target {
     pub(crate) door: NatsUser,
     system: NatsUser,
     auth: NatsUser,
+    kick: NatsUser,
 }
 
 impl Target {
@@ -185,6 +186,7 @@ impl Target {
             door: nats.door,
             system: nats.system,
             auth: nats.auth,
+            kick: nats.kick,
         };
         if named {
             return Ok(target);
@@ -204,6 +206,7 @@ impl Target {
             target.door.password = kept.weir_door;
             target.system.password = kept.sys;
             target.auth.password = kept.weir_auth;
+            target.kick.password = kept.weir_kick;
         }
         Ok(target)
     }

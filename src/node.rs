@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -187,6 +188,7 @@ fn use_own(config: &mut Config, server: &NatsServer) {
     nats.reads = user("weir_read", &passwords.weir_read);
     nats.door = user("weir_door", &passwords.weir_door);
     nats.auth = user("weir_auth", &passwords.weir_auth);
+    nats.kick = user("weir_kick", &passwords.weir_kick);
     let callout = &mut config.auth_callout;
     callout.enabled = true;
     callout.issuer_seed = passwords.auth_issuer_seed.clone();
@@ -368,10 +370,18 @@ fn demo_lines(text: &mut String, config: &Config, server: &NatsServer) -> std::f
         shown("dev1"),
         server.mqtt_address()
     )?;
+    let token = if config.client.token.own.hmac_secret_key == server.passwords().token_secret {
+        // In another terminal Weir may not be on the PATH.
+        let program = std::env::current_exe().unwrap_or_else(|_| "weir".into());
+        let (program, folder) = (shell_word(&program), shell_word(&config.data_dir));
+        format!("$({program} token --user ann --data {folder})")
+    } else {
+        "TOKEN".to_owned()
+    };
     writeln!(
         text,
-        "  a token    nats -s nats://{host} --token \"$(weir token --user ann --data {data})\" --inbox-prefix _INBOX.ann req \
-         say.ann.{ns}.lobby '{{\"text\":\"hi\"}}'"
+        "  a token    nats -s nats://{host} --token \"{token}\" --inbox-prefix _INBOX.ann req say.ann.{ns}.lobby \
+         '{{\"text\":\"hi\"}}'"
     )?;
     if !demo {
         let path = Files::new(&config.data_dir).passwords();
@@ -381,4 +391,14 @@ fn demo_lines(text: &mut String, config: &Config, server: &NatsServer) -> std::f
         text,
         "  data       {data}\n\nCtrl-C stops Weir, then its nats-server.\n"
     )
+}
+
+/// A path as a shell takes it.
+fn shell_word(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.into_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
 }

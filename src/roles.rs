@@ -13,8 +13,6 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weir_authz::Verifier;
-use weir_authz::callout::NativeLogins;
 use weir_edge::connection::Edge;
 use weir_edge::door::{NativeDoor, may_be_answered};
 use weir_edge::hub::{Hub, HubParts};
@@ -26,8 +24,8 @@ use weir_edge::{server, sweep};
 use weir_history::erase::{Eraser, expire};
 use weir_history::service::HistoryService;
 use weir_history::{Archive, Reader, Worker, WorkerMetrics};
-use weir_nats::callout::{Callout, CalloutKeys, CalloutMetrics, KeyError};
 use weir_nats::connect::Links;
+use weir_nats::connections::Connections;
 use weir_nats::erasure::watch::{Apply, Identity, Watch};
 use weir_nats::figures::Figure;
 use weir_nats::guard::Guard;
@@ -39,13 +37,15 @@ use weir_nats::{Orders, Placements};
 use crate::config::Config;
 
 mod hooks;
+mod logins;
 mod probe;
 mod settings;
 
 use hooks::{history_policy, lookup, saw, suspect};
+use logins::Logins;
 pub(crate) use settings::{all_rules, static_users};
-use settings::{auth_credentials, edge_settings, log_config, oldest_ms, publish_limits};
 pub(crate) use settings::{connect_config, nats_tls};
+use settings::{edge_settings, kick_credentials, log_config, oldest_ms, publish_limits};
 
 /// Between tries to open an archive that is locked.
 const ARCHIVE_RETRY: Duration = Duration::from_secs(1);
@@ -64,8 +64,9 @@ pub struct Roles {
     links: Links,
     guard: Guard,
     tasks: TaskTracker,
-    logins: Arc<CalloutMetrics>,
-    callout_link: Option<async_nats::Client>,
+    logins: Logins,
+    /// As the users beside the three.
+    more_links: Vec<async_nats::Client>,
     /// The doors, which answer what they have in hand before they end.
     services: Vec<JoinHandle<()>>,
     /// Says at the end that this process has ended.
@@ -95,6 +96,11 @@ impl Roles {
         let links = Links::connect(&connect_config(config))
             .await
             .map_err(failed)?;
+        let connections = match kick_credentials(config) {
+            Some(user) => Some(Connections::connect(&connect_config(config), &user).await),
+            None => None,
+        };
+        let connections = connections.transpose().map_err(failed)?;
         // Subscribed first: what happens while the streams are compared is not missed.
         let (guard_events, sweep_events) = (links.events(), links.events());
         let js = context(links.live.clone());
@@ -228,22 +234,18 @@ impl Roles {
         for fetcher in fetchers {
             tasks.spawn(fetcher.run(stop.clone()));
         }
-        let logins = Arc::new(CalloutMetrics::default());
-        let mut services = vec![door, history];
-        let mut callout_link = None;
-        if config.auth_callout.enabled {
-            let (at, user) = (connect_config(config), auth_credentials(config));
-            let link = Callout::connect(&at, &user).await.map_err(failed)?;
-            callout_link = Some(link.clone());
-            let verifier = Arc::clone(&verifier);
-            let callout = callout(config, link, verifier, Arc::clone(&logins), tasks.clone());
-            let callout = callout.map_err(failed)?;
-            services.push(spawn_service(
-                "auth callout",
-                callout.run(closing.clone()),
-                &tasks,
-            ));
-        }
+        let mut logins = Logins::start(
+            config,
+            &verifier,
+            connections.as_ref(),
+            &tasks,
+            &closing,
+            &stop,
+        )
+        .await?;
+        let kicks = connections.map(|connections| connections.client().clone());
+        let more_links = logins.link.take().into_iter().chain(kicks);
+        let services = [door, history].into_iter().chain(logins.service.take());
         let edge = Arc::new(Edge {
             verifier,
             settings,
@@ -264,9 +266,9 @@ impl Roles {
             links,
             guard,
             tasks,
-            services,
+            services: services.collect(),
             logins,
-            callout_link,
+            more_links: more_links.collect(),
             erasure,
             orders,
             closing,
@@ -290,7 +292,7 @@ impl Roles {
         figures.push(self.edge.writer.figure());
         figures.push(self.edge.limits.figure());
         figures.push(self.orders.figure());
-        figures.push(self.logins.figure());
+        figures.extend(self.logins.figures());
         figures.extend(self.worker.figures());
         let from_rings = self.edge.metrics.recovered_from_ring.value();
         figures.extend(self.edge.reader.metrics().read(from_rings));
@@ -330,7 +332,7 @@ impl Roles {
         let Links {
             live, reads, door, ..
         } = &self.links;
-        let links = [live, reads, door].into_iter().chain(&self.callout_link);
+        let links = [live, reads, door].into_iter().chain(&self.more_links);
         join_all(links.map(close)).await;
     }
 }
@@ -349,27 +351,6 @@ async fn close(client: &async_nats::Client) {
         Ok(Err(error)) => tracing::debug!(error, "nats connection was closed before"),
         Err(_) => tracing::debug!("nats connection is not closed in time"),
     }
-}
-
-/// The service that says who may log in to NATS with a token.
-fn callout(
-    config: &Config,
-    link: async_nats::Client,
-    verifier: Arc<Verifier>,
-    metrics: Arc<CalloutMetrics>,
-    tasks: TaskTracker,
-) -> Result<Callout, KeyError> {
-    let settings = &config.auth_callout;
-    let keys = CalloutKeys::from_seeds(settings.issuer_seed.expose(), settings.xkey_seed.expose())?;
-    let policy = NativeLogins::new(verifier, all_rules(config), static_users(config));
-    Ok(Callout::new(
-        link,
-        keys,
-        &settings.account,
-        policy.decide(),
-        metrics,
-        tasks,
-    ))
 }
 
 fn spawn_service(

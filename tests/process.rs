@@ -21,6 +21,7 @@ mod weir;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use jwks::{Answer, KeyServer};
@@ -114,8 +115,30 @@ fn a_token_of_the_data_folder_opens_nats_and_a_folder_of_before_gets_what_it_lac
     weir.up();
     let made = read();
     assert_eq!(made["weir"], kept["weir"], "what was there stays");
-    let (status, token) = weir.token(&[], &["--user", "ann"]);
-    assert_eq!(status, Some(0), "{token}");
+    // As it is to be pasted, in another folder and with nothing of ours on the PATH.
+    let out = weir.stdout();
+    let line = out
+        .lines()
+        .find(|line| line.trim().starts_with("a token"))
+        .unwrap();
+    assert!(
+        line.contains(&format!("-s nats://127.0.0.1:{} ", weir.nats)),
+        "{line}"
+    );
+    let (_, command) = line.split_once("$(").unwrap();
+    let (command, rest) = command.split_once(")\"").unwrap();
+    assert_eq!(
+        rest,
+        " --inbox-prefix _INBOX.ann req say.ann.chat.lobby '{\"text\":\"hi\"}'"
+    );
+    let mut shell = Command::new("sh");
+    let made = shell
+        .args(["-c", command])
+        .current_dir("/")
+        .output()
+        .unwrap();
+    let token = String::from_utf8(made.stdout).unwrap();
+    assert!(made.status.success(), "{command}");
     let mut nats = Lines::connect(weir.nats, "ann", token.trim()).unwrap();
     assert!(nats.may_publish("say.ann.chat.lobby") && nats.may_subscribe("room.chat.lobby"));
     assert!(!nats.may_publish("say.bot.chat.lobby") && !nats.may_subscribe("room.>"));

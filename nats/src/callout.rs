@@ -10,6 +10,7 @@
 //! connection. Nothing of what somebody showed is in any text that is made here.
 
 mod keys;
+mod limit;
 mod wire;
 
 use std::pin::Pin;
@@ -17,11 +18,12 @@ use std::sync::Arc;
 
 use async_nats::{Client, Message};
 use futures_util::StreamExt as _;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use keys::{CalloutKeys, KeyError};
+pub use limit::UserLimit;
 
 use crate::ambient::since_1970;
 use crate::connect::{ConnectConfig, ConnectError, Credentials, connect_as};
@@ -104,6 +106,7 @@ pub struct Callout {
     metrics: Arc<CalloutMetrics>,
     tasks: TaskTracker,
     in_flight: Arc<Semaphore>,
+    logins: Arc<Notify>,
 }
 
 impl Callout {
@@ -136,7 +139,15 @@ impl Callout {
             metrics,
             tasks,
             in_flight: Arc::new(Semaphore::new(LOGINS_IN_FLIGHT_MAX)),
+            logins: Arc::default(),
         }
+    }
+
+    /// With somebody who is told when somebody was let in, see [`UserLimit`].
+    #[must_use]
+    pub fn with_logins(mut self, logins: Arc<Notify>) -> Self {
+        self.logins = logins;
+        self
     }
 
     /// Answers until `stop`, and returns when what is in hand is answered.
@@ -217,6 +228,7 @@ impl Callout {
                 tracing::info!(reason, "native login refused");
             }
         }
+        let admitted = decided.is_ok();
         let now_s = i64::try_from(since_1970().as_secs()).unwrap_or(i64::MAX);
         let answer = wire::answer(&self.keys, &asker, &self.account, decided, now_s);
         let sent = match answer {
@@ -228,6 +240,9 @@ impl Callout {
         };
         if let Err(error) = sent {
             tracing::warn!(error, "a login could not be answered");
+        }
+        if admitted {
+            self.logins.notify_one();
         }
     }
 }

@@ -181,8 +181,10 @@ struct Server {
 
 #[derive(Deserialize)]
 struct List {
+    #[serde(default)]
     total: usize,
-    connections: Vec<Row>,
+    /// Absent where the account is not known.
+    connections: Option<Vec<Row>>,
 }
 
 #[derive(Deserialize)]
@@ -195,11 +197,12 @@ struct Row {
 
 impl Answer {
     fn ends_after(&self, page: usize) -> bool {
-        self.data.connections.is_empty() || self.data.total <= (page + 1) * PAGE_CONNECTIONS
+        let rows = self.data.connections.as_ref().map_or(0, Vec::len);
+        rows == 0 || self.data.total <= (page + 1) * PAGE_CONNECTIONS
     }
 
     fn read(self, all: &mut Vec<Connection>) -> Result<(), ConnectionsError> {
-        for row in self.data.connections {
+        for row in self.data.connections.unwrap_or_default() {
             let start = OffsetDateTime::parse(&row.start, &Rfc3339).map_err(failed)?;
             all.push(Connection {
                 start_ns: start.unix_timestamp_nanos(),

@@ -38,6 +38,14 @@ pub(super) async fn look(report: &mut Report, config: &Config, target: &Target) 
             Err(error) => report.bad(format!("the rights of {:?} cannot be tried: {error}", user.user)),
         }
     }
+    if config.auth_callout.user_connection_limit > 0
+        && let Err(error) = Probed::connect(target, &target.kick).await
+    {
+        report.bad(format!(
+            "auth_callout.user_connection_limit: NATS refuses the user {:?}: {}; set nats.kick.user and WEIR_NATS_KICK_PASSWORD",
+            target.kick.user, error.text
+        ));
+    }
     let now_s = i64::try_from(weir_nats::ambient::since_1970().as_secs()).unwrap_or(i64::MAX);
     let wish = Wish {
         user: TRIAL_USER,

@@ -462,6 +462,7 @@ fn read_nats(s: &mut Section<'_>) -> Nats {
         door: read_nats_user(&mut s.section("door"), &d.door),
         system: read_nats_user(&mut s.section("system"), &d.system),
         auth: read_nats_user(&mut s.section("auth"), &d.auth),
+        kick: read_nats_user(&mut s.section("kick"), &d.kick),
     }
 }
 

@@ -131,6 +131,8 @@ pub struct Nats {
     pub system: NatsUser,
     /// `[nats.auth]`: answers the auth callout, in an account of its own.
     pub auth: NatsUser,
+    /// `[nats.kick]`: lists and ends connections, in the system account, and nothing else there.
+    pub kick: NatsUser,
 }
 
 impl Default for Nats {
@@ -152,6 +154,7 @@ impl Default for Nats {
             door: user("weir_door"),
             system: user("sys"),
             auth: user("weir_auth"),
+            kick: user("weir_kick"),
         }
     }
 }

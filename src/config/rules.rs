@@ -65,6 +65,7 @@ pub(super) fn check(
     };
     listeners(config, &mut rules);
     client(config, &mut rules, warnings);
+    native(config, &mut rules);
     logs(config, &mut rules);
     namespaces(config, &mut rules);
     sizes_and_times(config, &mut rules);
@@ -104,6 +105,18 @@ fn listeners(config: &Config, rules: &mut Rules<'_>) {
                 server.address
             ),
             "set nats_server.demo_users = false, or keep the address at 127.0.0.1",
+        );
+    }
+}
+
+fn native(config: &Config, rules: &mut Rules<'_>) {
+    let callout = &config.auth_callout;
+    let is_counted = callout.enabled && callout.user_connection_limit > 0;
+    if is_counted && config.nats.kick.password.is_empty() {
+        rules.bad(
+            "auth_callout.user_connection_limit",
+            "only a user of the system account can count connections and end them",
+            "give nats.kick.password (WEIR_NATS_KICK_PASSWORD), or write 0",
         );
     }
 }

@@ -164,6 +164,9 @@ pub struct AuthCallout {
     /// Every user of nats-server's configuration: no token may have its name, and at the native door the
     /// options of namespaces say what it may do.
     pub static_users: Vec<String>,
+    /// Connections of one user with tokens to NATS and MQTT, all servers together; 0 has no limit. The newest beyond it
+    /// are ended.
+    pub user_connection_limit: u32,
 }
 
 impl Default for AuthCallout {
@@ -185,6 +188,7 @@ impl Default for AuthCallout {
             xkey_seed: Secret::default(),
             account: "WEIR".into(),
             static_users: users.map(str::to_owned).to_vec(),
+            user_connection_limit: 0,
         }
     }
 }
@@ -197,6 +201,11 @@ pub(super) fn read_callout(s: &mut Section<'_>) -> AuthCallout {
         xkey_seed: Secret::new(text_or_file(s, "xkey_seed")),
         account: s.string("account", &d.account),
         static_users: s.strings("static_users", &d.static_users),
+        user_connection_limit: s.int(
+            "user_connection_limit",
+            d.user_connection_limit,
+            0..=u32::MAX,
+        ),
     };
     if callout.enabled {
         let (issuer, xkey) = (callout.issuer_seed.expose(), callout.xkey_seed.expose());
@@ -207,6 +216,16 @@ pub(super) fn read_callout(s: &mut Section<'_>) -> AuthCallout {
             };
             let remedy = "make both with `weir auth keys --new`, and name their files";
             s.refuse(name, error.to_string(), remedy);
+        }
+        let mut users = callout.static_users.iter();
+        if let Some(user) = users.find(|user| user.contains(':')) {
+            s.refuse(
+                "static_users",
+                format!(
+                    "{user:?} has a colon, as only users with a token have in nats-server's list"
+                ),
+                "give it another name",
+            );
         }
         if callout.account.is_empty() {
             s.refuse("account", "it is empty", "write the account of [nats.live]");

@@ -49,10 +49,6 @@ pub(super) fn oldest_ms(config: &Config) -> Option<OldestMs> {
 }
 
 pub(crate) fn connect_config(config: &Config) -> ConnectConfig {
-    let credentials = |user: &config::NatsUser| Credentials {
-        user: user.user.clone(),
-        password: user.password.expose().to_owned(),
-    };
     ConnectConfig {
         url: config.nats.url.clone(),
         live: credentials(&config.nats.live),
@@ -75,10 +71,17 @@ pub(crate) fn nats_tls(nats: &config::Nats) -> Option<NatsTls> {
     })
 }
 
-pub(super) fn auth_credentials(config: &Config) -> Credentials {
+/// `None` without a password.
+pub(super) fn kick_credentials(config: &Config) -> Option<Credentials> {
+    let kick = &config.nats.kick;
+    let is_set = config.auth_callout.enabled && !kick.password.is_empty();
+    is_set.then(|| credentials(kick))
+}
+
+pub(super) fn credentials(user: &config::NatsUser) -> Credentials {
     Credentials {
-        user: config.nats.auth.user.clone(),
-        password: config.nats.auth.password.expose().to_owned(),
+        user: user.user.clone(),
+        password: user.password.expose().to_owned(),
     }
 }
 
@@ -205,6 +208,7 @@ pub(crate) fn static_users(config: &Config) -> HashSet<String> {
         &nats.door,
         &nats.system,
         &nats.auth,
+        &nats.kick,
     ];
     let own = own.iter().map(|user| user.user.clone());
     let listed = config.auth_callout.static_users.iter().cloned();

@@ -11,6 +11,8 @@ use crate::harness::client::{Client, Failure, Position};
 use crate::harness::nats::Nats;
 use crate::harness::weir::{Config, Weir};
 use crate::harness::within;
+use crate::mqtt::Mqtt;
+use crate::raw_nats::Raw;
 
 const ROOM: &str = "closed:plant";
 const WITHIN: Duration = Duration::from_secs(20);
@@ -74,6 +76,35 @@ async fn a_bot_a_device_and_a_browser_share_a_room_with_least_rights() {
     let mut live = bot.subscribe("room.closed.plant").await.unwrap();
     bot.flush().await.unwrap();
 
+    // The device over MQTT: what is forbidden is acknowledged, and nobody hears of it.
+    let port = nats.mqtt_port;
+    let sensor = Mqtt::connect(port, "dev7:1", "dev7", &writes).await;
+    let mut sensor = sensor.ok().unwrap();
+    assert_eq!(sensor.subscribe("room/closed/plant").await, 128);
+    for topic in [
+        "say/dev7/closed/other",
+        "say/ann/closed/plant",
+        "history/dev7/closed/plant",
+        "room/closed/plant",
+    ] {
+        sensor.publish(topic, "{\"n\":-1}", 1, false).await;
+    }
+    sensor
+        .publish("say/dev7/closed/plant", "{\"n\":0}", 1, false)
+        .await;
+    // Natively each is refused by nats-server what the others may.
+    let mut raw = Raw::login(nats.port, &writes).await.unwrap();
+    assert!(!raw.may_hear("room.closed.plant").await);
+    assert!(!raw.may_publish("history.dev7.closed.plant").await);
+    let mut raw = Raw::login(nats.port, &reads).await.unwrap();
+    assert!(!raw.may_publish("say.bot7.closed.plant").await);
+    assert!(!raw.may_publish("history.dev7.closed.plant").await);
+
+    let (_, first) = ann.publication(WITHIN).await.unwrap();
+    assert_eq!(
+        (first.data.get(), first.info.unwrap().user.as_str()),
+        ("{\"n\":0}", "dev7")
+    );
     // A device says who it is by its subject alone.
     let mut forged = HeaderMap::new();
     for name in ["Weir-User", "Nats-Sequence", "Weir-Client"] {
@@ -89,7 +120,11 @@ async fn a_bot_a_device_and_a_browser_share_a_room_with_least_rights() {
         (first.data.get(), first.info.unwrap().user.as_str()),
         ("{\"n\":1}", "dev7")
     );
-    for (payload, user) in [("{\"n\":1}", "dev7"), ("{\"n\":2}", "ann")] {
+    for (payload, user) in [
+        ("{\"n\":0}", "dev7"),
+        ("{\"n\":1}", "dev7"),
+        ("{\"n\":2}", "ann"),
+    ] {
         let message = within("a live message", WITHIN, live.next()).await.unwrap();
         assert_eq!(
             (&message.payload[..], author(message.headers.as_ref())),
@@ -108,7 +143,7 @@ async fn a_bot_a_device_and_a_browser_share_a_room_with_least_rights() {
         .iter()
         .map(|one| one["user"].clone())
         .collect();
-    assert_eq!(users, ["dev7", "ann"], "{page}");
+    assert_eq!(users, ["dev7", "dev7", "ann"], "{page}");
     let mut again = browser(&weir, &both).await;
     let recovered = again.subscribe(ROOM, Some(&since)).await.unwrap();
     let users: Vec<_> = recovered
@@ -117,7 +152,7 @@ async fn a_bot_a_device_and_a_browser_share_a_room_with_least_rights() {
         .map(|one| one.info.as_ref().unwrap().user.clone())
         .collect();
     assert!(recovered.recovered);
-    assert_eq!(users, ["dev7", "ann"]);
+    assert_eq!(users, ["dev7", "dev7", "ann"]);
 
     // The same tokens at a socket: each has its own rights and no others.
     let denied = |found: Result<(), Failure>| assert_eq!(found.unwrap_err().code(), 103);
@@ -158,4 +193,51 @@ async fn a_bot_a_device_and_a_browser_share_a_room_with_least_rights() {
     {
         assert!(!log.contains(part), "a token is in the log");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_weir_is_dead_those_who_are_in_stay_and_nobody_gets_in() {
+    let nats = Nats::start().await;
+    let mut config = Config::new(&nats.url());
+    config.more = nats.auth_callout();
+    let mut weir = Weir::start(config).await;
+    let reads = token(&weir, "bot7", "\"sub\"");
+    let mut inside = Raw::login(nats.port, &reads).await.unwrap();
+    weir.kill();
+    let refused = Raw::login(nats.port, &reads).await.err().unwrap();
+    let texts = ["Authorization Violation", "Authentication Timeout"];
+    assert!(texts.iter().any(|text| refused.contains(text)), "{refused}");
+    assert!(inside.may_hear("room.closed.plant").await);
+    assert!(!inside.may_hear("room.closed.other").await && !inside.may_publish("log.x").await);
+    // Users of nats-server's configuration are not asked about.
+    nats.client("bot").await.flush().await.unwrap();
+    weir.spawn();
+    weir.until_ready().await;
+    assert!(Raw::login(nats.port, &reads).await.is_ok());
+    assert_eq!(inside.after("").await, Ok(Vec::new()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_has_as_many_native_connections_as_is_configured() {
+    let nats = Nats::start().await;
+    let mut config = Config::new(&nats.url());
+    config.more =
+        nats.auth_callout() + "user_connection_limit = 2\n[nats.kick]\npassword = \"weir_kick\"\n";
+    let weir = Weir::start(config).await;
+    let reads = token(&weir, "bot7", "\"sub\"");
+    let mut all = Vec::new();
+    for _ in 0..3 {
+        all.push(Raw::login(nats.port, &reads).await.unwrap());
+    }
+    all.pop().unwrap().until_closed().await;
+    for connection in &mut all {
+        assert_eq!(connection.after("").await, Ok(Vec::new()));
+    }
+    weir.until_metric("weir_native_connections_kicked_total", WITHIN, |kicked| {
+        kicked == 1.0
+    })
+    .await;
+    let checked = weir.command("check", &[]).output().unwrap();
+    let checked = String::from_utf8(checked.stdout).unwrap();
+    assert!(checked.contains("a token is let in"), "{checked}");
 }

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use futures_util::{FutureExt as _, StreamExt as _};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::figures::figure;
+use crate::harness::nats::Nats;
 use crate::harness::rig::Rig;
 use crate::harness::scan;
 use crate::harness::until;
+use crate::harness::weir::{Config, Weir, token_with};
+use crate::raw_nats::Raw;
 
 /// A connection of the bot that counts what the server refused it.
 async fn counted_bot(rig: &Rig) -> (async_nats::Client, Arc<AtomicUsize>) {
@@ -231,4 +234,133 @@ async fn a_reply_subject_is_no_way_to_publish() {
         );
     }
     rig.require_calm();
+}
+
+/// Roles of one user with a token, and whether it may send each of the two kinds of requests in `closed:a`.
+const ROLES: [(&str, &str, bool, bool); 6] = [
+    ("nothing", "[]", false, false),
+    (
+        "reads",
+        r#"[{"channels":["closed:a"],"allow":["sub"]}]"#,
+        false,
+        false,
+    ),
+    (
+        "writes",
+        r#"[{"channels":["closed:a"],"allow":["pub"]}]"#,
+        true,
+        false,
+    ),
+    (
+        "reads back",
+        r#"[{"channels":["closed:a"],"allow":["hst"]}]"#,
+        false,
+        true,
+    ),
+    (
+        "all",
+        r#"[{"channels":["closed:a"],"allow":["sub","pub","hst","prs"]}]"#,
+        true,
+        true,
+    ),
+    (
+        "the namespace",
+        r#"[{"namespaces":["closed"],"allow":["sub","pub","hst","prs"]}]"#,
+        true,
+        true,
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_role_with_a_token_is_answered_outside_its_own_inbox() {
+    let nats = Nats::start().await;
+    let mut config = Config::new(&nats.url());
+    config.more = nats.auth_callout();
+    let weir = Weir::start(config).await;
+    let spy = nats.client("test").await;
+    let mut heard = spy.subscribe(">").await.unwrap();
+    spy.flush().await.unwrap();
+    let replies = [
+        "log.rooms.1.closed.a",
+        "room.closed.a",
+        "eph.closed.a",
+        "who.closed.a",
+        "say.bob.closed.a",
+        "say.ann.closed.b",
+        "history.bob.closed.a",
+        "weir.disconnect",
+        "$JS.API.STREAM.PURGE.ROOMS_0",
+        "$KV.weir.placement.rooms",
+        "$SYS.REQ.USER.AUTH",
+        "$SYS.REQ.SERVER.PING.CONNZ",
+        "_INBOX.bob.x",
+        "_INBOX.weir.x",
+        "_INBOX.weir_auth.x",
+        "_INBOX.weir_kick.x",
+        "_INBOX.annx.x",
+        "_INBOX.x",
+        "_INBOX.ann",
+        "_INBOX.ann.*",
+        "_INBOX.ann.>",
+        "_INBOX.ann.x.*",
+        "_R_.x",
+        "x",
+    ];
+    let (mut sent, mut taken, mut said) = (0, 0, 0_usize);
+    for (role, caps, says, asks) in ROLES {
+        let caps: Value = serde_json::from_str(caps).unwrap();
+        let mut ann = Raw::login(nats.port, &token_with("ann", &caps))
+            .await
+            .unwrap();
+        assert!(ann.hear("_INBOX.ann.>").await);
+        for (request, may) in [("say.ann.closed.a", says), ("history.ann.closed.a", asks)] {
+            for reply in replies {
+                let data = json!({ "limit": 5 }).to_string();
+                let bytes = data.len();
+                let publish = format!("PUB {request} {reply} {bytes}\r\n{data}\r\n");
+                let is_let_through = ann.after(&publish).await.unwrap().is_empty();
+                // Where nats-server's own answers go it lets nobody ask for one.
+                let expected = may && !reply.starts_with("_R_.");
+                assert_eq!(is_let_through, expected, "{role}: {request} {reply}");
+                sent += 1;
+                taken += usize::from(expected);
+                said += usize::from(expected && request.starts_with("say."));
+            }
+            // What was asked as it should be is answered, so what was before it was seen.
+            let answer = ann
+                .request(request, "_INBOX.ann.own", r#"{"limit":5}"#)
+                .await;
+            assert_eq!(answer.is_some(), may, "{role}: {request}");
+        }
+    }
+    // Only what is said is counted there.
+    let wanted = said as f64;
+    weir.until_metric(
+        "weir_edge_door_reply_refused",
+        Duration::from_secs(10),
+        |refused| refused >= wanted,
+    )
+    .await;
+    let users = ROLES.iter().filter(|role| role.2).count();
+    assert_eq!(
+        scan::stream(&nats).await.len(),
+        users,
+        "only what was asked as it should be is stored"
+    );
+    while let Some(Some(message)) = heard.next().now_or_never() {
+        let subject = message.subject.as_str();
+        let is_live = subject == "room.closed.a" && message.payload == r#"{"limit":5}"#;
+        let is_request = message.reply.is_some();
+        assert!(
+            is_live || is_request || !replies.contains(&subject),
+            "delivered on {subject}"
+        );
+    }
+    figure!(
+        "{sent} requests of {} roles with reply subjects of others, {taken} of them let through by NATS, none answered",
+        ROLES.len()
+    );
+    let log = weir.log();
+    let calm = !log.contains("disconnected") && !log.contains("panicked");
+    assert!(calm, "a link was lost");
 }

@@ -33,11 +33,17 @@ mod kill_nine;
 mod limits;
 mod lost_ack;
 mod lost_tail;
+#[path = "../support/mqtt.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
+mod mqtt;
 mod origins;
 mod oversize;
 mod proxy;
 mod put_back;
 mod rates;
+#[path = "../support/raw_nats.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
+mod raw_nats;
 mod rollback;
 mod secrets;
 mod slow_reader;
@@ -47,3 +53,4 @@ mod tls;
 mod token_cases;
 mod tokens;
 mod trimmed;
+mod two_doors;

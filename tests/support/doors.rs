@@ -17,7 +17,7 @@ pub(crate) const ACTIONS: [Action; 4] = [
 ];
 const NAMESPACES: [Option<&str>; 4] = [None, Some("chat"), Some("a-_9"), Some("numbers")];
 const USERS: [&str; 8] = ["ann", "bob", "ann@x.org", "_", "ü", "a.b", "*", ">"];
-const IDS: [&str; 20] = [
+const IDS: [&str; 28] = [
     "a",
     "lobby",
     "42",
@@ -25,6 +25,14 @@ const IDS: [&str; 20] = [
     "é",
     "日本語",
     "مرحبا",
+    "हिन्दी",
+    "ไทย",
+    "한국어",
+    "עברית",
+    "Ελλάδα",
+    "Привет",
+    "አማርኛ",
+    "a$b",
     "🙂",
     "a.b",
     "a b",
@@ -150,10 +158,11 @@ fn room(rng: &mut Rng) -> RoomName {
     let mark = if rng.below(4) == 0 { "$" } else { "" };
     let namespace = rng.pick(&NAMESPACES).unwrap();
     let namespace = namespace.map(|name| format!("{name}:")).unwrap_or_default();
-    let id = match rng.below(24) {
-        0 => "é".repeat(80),
-        nth => IDS.get(nth as usize).unwrap_or(&"lobby").to_string(),
-    };
+    let nth = usize::try_from(rng.below(IDS.len() as u64 + 1)).unwrap();
+    // The last is one whose token is a hash.
+    let id = IDS
+        .get(nth)
+        .map_or_else(|| "é".repeat(80), ToString::to_string);
     RoomName::parse(&format!("{mark}{namespace}{id}")).unwrap()
 }
 

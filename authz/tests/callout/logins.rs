@@ -80,10 +80,16 @@ async fn a_token_is_taken_as_token_or_password_and_everything_else_is_refused() 
         ("ann2", &good, Some(5)),
         ("", &good, Some(5)),
         ("ann:1", &forged, Some(5)),
+        ("ann:1", &long, None),
+        // No line holds it there, so that it is Weir that refuses it.
+        ("ann:1", &too_long, Some(5)),
     ] {
         let found = Mqtt::connect(server.mqtt_port, id, "any", password).await;
         assert_eq!(found.err(), code.map(Some), "{id}");
     }
+    let escaped = token("ann@x", json!({}));
+    let found = Mqtt::connect(server.mqtt_port, "ann=40x:1", "any", &escaped).await;
+    assert!(found.is_ok(), "an id as subjects spell the user");
     // Neither log nor connection list has any of it.
     let system = server.user("sys").await.unwrap();
     let list = system.request("$SYS.REQ.SERVER.PING.CONNZ", r#"{"auth":true}"#.into());
@@ -237,6 +243,26 @@ async fn what_a_login_costs() {
         times.sort_unstable();
     }
     let all: Duration = times[0].iter().sum();
+    // So many at once.
+    let at_once = 16;
+    let start = Instant::now();
+    let mut logins = tokio::task::JoinSet::new();
+    for _ in 0..at_once {
+        let (port, good) = (server.port, good.clone());
+        logins.spawn(async move {
+            for _ in 0..count / at_once {
+                assert!(Raw::login(port, &good).await.is_ok());
+            }
+        });
+    }
+    while let Some(done) = logins.join_next().await {
+        done.unwrap();
+    }
+    let together = start.elapsed();
+    figure!(
+        "{:.0} logins a second with a token (HS256), {at_once} at once",
+        (count / at_once * at_once) as f64 / together.as_secs_f64()
+    );
     figure!(
         "a login with a token (HS256): p50 {:.2?}, p99 {:.2?}, {:.0} a second one after another; with a static password: p50 {:.2?}",
         times[0][count / 2],

@@ -9,14 +9,19 @@ mod doors;
 mod figures;
 #[path = "../../../tests/support/length.rs"]
 mod length;
+#[path = "../../../tests/support/mqtt.rs"]
+mod mqtt;
 #[path = "../../../tests/support/ports.rs"]
 mod ports;
+#[path = "../../../tests/support/raw_nats.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
+mod raw;
 #[path = "../../../tests/support/rng.rs"]
 mod rng;
 
 mod cells;
+mod crowd;
+mod devices;
 mod logins;
-mod mqtt;
-mod raw;
 mod roles;
 mod server;

@@ -1,14 +1,10 @@
-//! Knows: roles as people give them, and for each subject that Weir has whether it is theirs: natively and by MQTT.
+//! Knows: roles as people give them, and for each subject that Weir has whether it is theirs.
 //! Never: how rights are rendered.
 
-use std::time::Duration;
-
-use futures_util::StreamExt as _;
 use serde_json::json;
 use weir_authz::NamespaceRules;
 
 use crate::figures::figure;
-use crate::mqtt::Mqtt;
 use crate::raw::Raw;
 use crate::server::{Server, token};
 
@@ -72,15 +68,15 @@ const NEVER_HEARD: [&str; 22] = [
     "weir.>",
 ];
 
-struct Role {
-    name: &'static str,
-    caps: &'static str,
-    publish: &'static [&'static str],
-    hear: &'static [&'static str],
+pub(crate) struct Role {
+    pub(crate) name: &'static str,
+    pub(crate) caps: &'static str,
+    pub(crate) publish: &'static [&'static str],
+    pub(crate) hear: &'static [&'static str],
 }
 
 const INBOX: &str = "_INBOX.ann.x";
-const ROLES: [Role; 7] = [
+pub(crate) const ROLES: [Role; 7] = [
     Role {
         name: "nothing",
         caps: "[]",
@@ -209,94 +205,5 @@ async fn each_role_may_do_its_own_and_nothing_else() {
     }
     assert!(cells >= 300);
     figure!("{cells} cells of {} roles", ROLES.len());
-    callout.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn over_mqtt_the_same_holds_and_what_is_forbidden_arrives_nowhere() {
-    let server = Server::start().await;
-    let callout = server.callout(closed()).await;
-    let all = server.user("test").await.unwrap();
-    let mut everything = all.subscribe(">").await.unwrap();
-    all.flush().await.unwrap();
-    for role in &ROLES[1..3] {
-        let token = with_caps(role.caps);
-        let mut device = Mqtt::connect(server.mqtt_port, "ann:1", "ann", &token)
-            .await
-            .ok()
-            .unwrap();
-        for filter in [
-            "#",
-            "log/#",
-            "$JS/API/#",
-            "say/#",
-            "room/#",
-            "room/+/a",
-            "_INBOX/#",
-            "weir/#",
-            "$SYS/#",
-        ] {
-            assert_eq!(
-                device.subscribe(filter).await,
-                128,
-                "{}: {filter}",
-                role.name
-            );
-        }
-        let reads = role.hear.contains(&"room.vip.a");
-        assert_eq!(
-            device.subscribe("room/vip/a").await,
-            if reads { 0 } else { 128 }
-        );
-        for topic in [
-            "log/rooms/1/vip/a",
-            "$JS/API/STREAM/CREATE/X",
-            "room/vip/a",
-            "say/bot/vip/a",
-            "say/ann/other/a",
-        ] {
-            device.publish(topic, "forbidden").await;
-        }
-        device.publish("say/ann/vip/a", role.name).await;
-    }
-    // Of all that was published, what only the second may say.
-    let said = async {
-        loop {
-            let message = everything.next().await.unwrap();
-            if message.payload == "write-only" {
-                return message.subject.to_string();
-            }
-            let hidden = message.subject.starts_with("$MQTT.");
-            let payload = &message.payload[..];
-            assert!(
-                hidden || (payload != b"forbidden" && payload != b"read-only"),
-                "{}",
-                message.subject
-            );
-        }
-    };
-    let subject = tokio::time::timeout(Duration::from_secs(20), said)
-        .await
-        .unwrap();
-    assert!(
-        subject == "say.ann.vip.a" || subject.starts_with("$MQTT."),
-        "{subject}"
-    );
-    // A live message reaches the one that may read.
-    let mut device = Mqtt::connect(server.mqtt_port, "ann:2", "ann", &with_caps(ROLES[1].caps))
-        .await
-        .ok()
-        .unwrap();
-    assert_eq!(device.subscribe("room/vip/a").await, 0);
-    all.publish("room.vip.a", "hi".into()).await.unwrap();
-    assert_eq!(
-        device.message().await,
-        ("room/vip/a".to_owned(), "hi".to_owned())
-    );
-    let mut device = Mqtt::connect(server.mqtt_port, "ann:3", "ann", &with_caps(ROLES[6].caps))
-        .await
-        .ok()
-        .unwrap();
-    assert_eq!(device.subscribe("room/vip/#").await, 0, "a whole namespace");
     callout.stop().await;
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_authz::callout::NativeLogins;
@@ -125,23 +126,24 @@ impl Server {
         options.connect(self.url()).await.ok()
     }
 
-    /// One instance of the callout.
-    pub(crate) async fn callout(
-        &self,
-        namespaces: Vec<(Option<String>, NamespaceRules)>,
-    ) -> Running {
-        let user = |name: &str| Credentials {
-            user: name.to_owned(),
-            password: name.to_owned(),
-        };
-        let config = ConnectConfig {
+    /// Where Weir connects.
+    pub(crate) fn links(&self) -> ConnectConfig {
+        ConnectConfig {
             url: self.url(),
             live: user("weir"),
             reads: user("weir_read"),
             door: user("weir_door"),
             tls: None,
             times: LinkTimes::default(),
-        };
+        }
+    }
+
+    /// One instance of the callout.
+    pub(crate) async fn callout(
+        &self,
+        namespaces: Vec<(Option<String>, NamespaceRules)>,
+    ) -> Running {
+        let config = self.links();
         let client = Callout::connect(&config, &user("weir_auth")).await.unwrap();
         let keys = Keys::Fixed(vec![(Key::secret(SECRET).unwrap(), None)]);
         let check = Check::default();
@@ -156,6 +158,8 @@ impl Server {
             Arc::clone(&metrics),
             TaskTracker::new(),
         );
+        let logins = Arc::new(Notify::new());
+        let callout = callout.with_logins(Arc::clone(&logins));
         let stop = CancellationToken::new();
         let mut run = Box::pin(callout.run(stop.clone()));
         // Once it was polled it has asked for its subscription, which the server has before what comes after it.
@@ -170,7 +174,16 @@ impl Server {
             stop,
             task,
             metrics,
+            logins,
         }
+    }
+}
+
+/// A static user, whose password is its name.
+pub(crate) fn user(name: &str) -> Credentials {
+    Credentials {
+        user: name.to_owned(),
+        password: name.to_owned(),
     }
 }
 
@@ -187,6 +200,8 @@ pub(crate) struct Running {
     stop: CancellationToken,
     task: tokio::task::JoinHandle<Result<(), async_nats::SubscribeError>>,
     metrics: Arc<CalloutMetrics>,
+    /// Told of each login.
+    pub(crate) logins: Arc<Notify>,
 }
 
 impl Running {

@@ -3,8 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod cost;
 #[path = "../../../tests/support/doors.rs"]
 mod doors;
+#[path = "../../../tests/support/figures.rs"]
+mod figures;
 #[path = "../../../tests/support/rng.rs"]
 mod rng;
 

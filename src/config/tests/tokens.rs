@@ -288,3 +288,51 @@ fn weir_token_makes_what_the_configuration_takes() {
         assert!(error.contains(part), "{error} / {part}");
     }
 }
+
+#[test]
+fn the_callout_says_what_it_lacks() {
+    let (issuer, xkey) = weir_nats::callout::CalloutKeys::new_seeds();
+    let on = format!(
+        "[auth_callout]\nenabled = true\nissuer_seed = \"{issuer}\"\nxkey_seed = \"{xkey}\"\n"
+    );
+    assert_eq!(problems(&on), Vec::<String>::new());
+    let limit = format!("{on}user_connection_limit = 3\n");
+    let kick = "[nats.kick]\npassword = \"p\"\n";
+    assert_eq!(problems(&format!("{limit}{kick}")), Vec::<String>::new());
+    for (text, key, remedy) in [
+        (
+            limit,
+            "auth_callout.user_connection_limit",
+            "nats.kick.password",
+        ),
+        (
+            format!("{on}static_users = [\"a:b\"]\n"),
+            "auth_callout.static_users",
+            "another name",
+        ),
+        (
+            format!("{on}account = \"\"\n"),
+            "auth_callout.account",
+            "[nats.live]",
+        ),
+        (
+            on.replace(&issuer, &xkey),
+            "auth_callout.issuer_seed",
+            "weir auth keys --new",
+        ),
+        (
+            on.replace(&xkey, "x"),
+            "auth_callout.xkey_seed",
+            "weir auth keys --new",
+        ),
+    ] {
+        let found = problems(&text);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(
+            found[0].contains(key) && found[0].contains(remedy),
+            "{found:?}"
+        );
+        let shows = found[0].contains(&issuer) || found[0].contains(&xkey);
+        assert!(!shows, "a seed is shown");
+    }
+}

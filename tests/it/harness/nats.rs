@@ -19,7 +19,7 @@ const USERS: &str = "jetstream: enabled\n    users: [\n";
 pub(crate) struct Nats {
     dir: TempDir,
     pub(crate) port: u16,
-    mqtt_port: u16,
+    pub(crate) mqtt_port: u16,
     child: Option<Child>,
     jetstream: bool,
     store: PathBuf,

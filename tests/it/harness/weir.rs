@@ -387,7 +387,12 @@ pub(crate) fn tail(log: &str) -> String {
 
 /// A connection token of a user.
 pub(crate) fn token(user: &str) -> String {
-    let claims = serde_json::json!({ "sub": user, "exp": 4_102_444_800_u64 });
+    token_with(user, &serde_json::json!([]))
+}
+
+/// The same with rights of its own.
+pub(crate) fn token_with(user: &str, caps: &serde_json::Value) -> String {
+    let claims = serde_json::json!({ "sub": user, "exp": 4_102_444_800_u64, "caps": caps });
     let key = jsonwebtoken::EncodingKey::from_secret(TOKEN_KEY.as_bytes());
     jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
 }

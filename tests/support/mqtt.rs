@@ -25,13 +25,34 @@ impl Mqtt {
         user: &str,
         password: &str,
     ) -> Result<Self, Option<u8>> {
+        Self::connect_with_will(port, id, user, password, None).await
+    }
+
+    /// The same with topic and payload of a will, which the server publishes (QoS 1) when the connection breaks.
+    ///
+    /// # Errors
+    /// As of [`Mqtt::connect`].
+    pub(crate) async fn connect_with_will(
+        port: u16,
+        id: &str,
+        user: &str,
+        password: &str,
+        will: Option<(&str, &str)>,
+    ) -> Result<Self, Option<u8>> {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        stream.set_nodelay(true).unwrap();
         let mut mqtt = Self { stream, packets: 0 };
         let mut body = text("MQTT");
         // Level 4; user, password, clean session; no keep-alive.
-        body.extend([4, 0b1100_0010, 0, 0]);
-        for field in [id, user, password] {
-            body.extend(text(field));
+        let flags = if will.is_some() {
+            0b1100_1110
+        } else {
+            0b1100_0010
+        };
+        body.extend([4, flags, 0, 0]);
+        let (topic, payload) = will.unzip();
+        for field in [Some(id), topic, payload, Some(user), Some(password)] {
+            body.extend(field.map(text).unwrap_or_default());
         }
         mqtt.send(0x10, &body).await;
         match mqtt.packet().await {
@@ -50,13 +71,27 @@ impl Mqtt {
         self.packet_of(0x90).await[2]
     }
 
-    /// Publishes at QoS 1 and waits for PUBACK.
-    pub(crate) async fn publish(&mut self, topic: &str, payload: &str) {
+    /// Publishes and waits until the server has taken it: for PUBACK (QoS 1), PUBCOMP (2), or PINGRESP (0).
+    pub(crate) async fn publish(&mut self, topic: &str, payload: &str, qos: u8, retain: bool) {
         let mut body = text(topic);
-        body.extend(self.next_id());
+        let id = self.next_id();
+        if qos > 0 {
+            body.extend(&id);
+        }
         body.extend(payload.as_bytes());
-        self.send(0x32, &body).await;
-        self.packet_of(0x40).await;
+        self.send(0x30 | qos << 1 | u8::from(retain), &body).await;
+        match qos {
+            0 => {
+                self.send(0xc0, &[]).await;
+                self.packet_of(0xd0).await;
+            }
+            1 => assert_eq!(self.packet_of(0x40).await, id),
+            _ => {
+                assert_eq!(self.packet_of(0x50).await, id);
+                self.send(0x62, &id).await;
+                assert_eq!(self.packet_of(0x70).await, id);
+            }
+        }
     }
 
     /// Topic and payload of the next message at QoS 0.
@@ -65,6 +100,11 @@ impl Mqtt {
         let length = usize::from(u16::from_be_bytes([body[0], body[1]]));
         let of = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (of(&body[2..2 + length]), of(&body[2 + length..]))
+    }
+
+    /// Waits until the server ends it.
+    pub(crate) async fn until_closed(&mut self) {
+        while self.packet().await.is_some() {}
     }
 
     fn next_id(&mut self) -> Vec<u8> {
