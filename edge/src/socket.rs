@@ -2,7 +2,7 @@
 //! Never: frames, HTTP, where certificates come from.
 //!
 //! Under TLS what was taken may still lie here, encrypted, when the kernel takes no more: at most
-//! [`SEALED_MAX_BYTES`], after which nothing is taken. Whoever writes asks [`Socket::has_pending`].
+//! `SEALED_MAX_BYTES`, after which nothing is taken. Whoever writes asks [`Socket::has_pending`].
 
 use std::io::{ErrorKind, IoSlice, Read as _, Result, Write};
 use std::net::Shutdown;

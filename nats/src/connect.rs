@@ -153,7 +153,15 @@ impl Links {
         let live_lost = Arc::new(AtomicU64::new(0));
         let of_no_interest = Arc::new(AtomicU64::new(0));
         let open = async |link, credentials, lost: &Arc<AtomicU64>| {
-            connect(config, link, credentials, &events, Arc::clone(lost)).await
+            // Boxed: the options of a connection are large, and all who start anything wait for this.
+            Box::pin(connect(
+                config,
+                link,
+                credentials,
+                &events,
+                Arc::clone(lost),
+            ))
+            .await
         };
         Ok(Self {
             live: open(Link::Live, &config.live, &live_lost).await?,

@@ -72,6 +72,11 @@ struct Secure {
 
 impl Secure {
     async fn open(address: &str, authority: &Authority) -> Result<Self, String> {
+        // Boxed, as TLS and WebSocket handshakes are large.
+        Box::pin(Self::opened(address, authority)).await
+    }
+
+    async fn opened(address: &str, authority: &Authority) -> Result<Self, String> {
         let mut roots = RootCertStore::empty();
         roots.add(authority.certificate("ca")).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -85,13 +90,12 @@ impl Secure {
             .map_err(|e| e.to_string())?;
         let name = ServerName::try_from("localhost").unwrap();
         let connector = TlsConnector::from(Arc::new(config));
-        let tls = connector
-            .connect(name, tcp)
+        let tls = Box::pin(connector.connect(name, tcp))
             .await
             .map_err(|e| e.to_string())?;
         let shown = tls.get_ref().1.peer_certificates().unwrap()[0].clone();
         let url = format!("wss://{address}/connection/websocket");
-        let (socket, _) = tokio_tungstenite::client_async(url, tls)
+        let (socket, _) = Box::pin(tokio_tungstenite::client_async(url, tls))
             .await
             .map_err(|e| e.to_string())?;
         let mut client = Self { socket, shown };
@@ -257,6 +261,11 @@ async fn tls_to_nats_with_certificates_on_both_sides() {
     client.publish("chat:a", "1").await.unwrap();
     client.publication(WITHIN).await.unwrap();
     drop(client);
+    let said = tokio::task::block_in_place(|| check(&weir));
+    assert!(
+        !said.contains("does not answer") && !said.contains("refuses the user \"weir"),
+        "{said}"
+    );
     drop(weir);
 
     // Without a certificate of our own, with a server of somebody else's authority, with a name that is not the

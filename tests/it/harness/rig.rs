@@ -55,7 +55,7 @@ impl Rig {
         let url = proxy.as_ref().map_or_else(|| nats.url(), Proxy::url);
         let mut config = Config::new(&url);
         change(&mut config);
-        let weir = Weir::start(config).await;
+        let weir = Box::pin(Weir::start(config)).await;
         Self {
             recorder: Recorder::new(),
             rooms: (0..rooms).map(|i| format!("chat:r{i}")).collect(),
@@ -74,7 +74,7 @@ impl Rig {
         seed: u64,
         change: impl FnOnce(&mut Config),
     ) -> Self {
-        let mut rig = Self::servers(size.rooms, proxied, change).await;
+        let mut rig = Box::pin(Self::servers(size.rooms, proxied, change)).await;
         let mut rng = Rng::new(seed);
         for number in 0..size.readers {
             let first = rng.below(size.rooms as u64) as usize;
