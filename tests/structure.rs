@@ -109,7 +109,10 @@ fn the_threat_table_names_tests_that_exist() {
     for row in threats.clone() {
         let tests = row.rsplit('|').nth(1).unwrap();
         let names: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
-        assert!(!names.is_empty() && names.len() % 2 == 0, "no test: {row}");
+        assert!(
+            !names.is_empty() && names.len().is_multiple_of(2),
+            "no test: {row}"
+        );
         for pair in names.chunks(2) {
             let (file, name) = (pair[0], pair[1]);
             let text = read(file);

@@ -46,7 +46,7 @@ impl Rig {
         proxied: bool,
         change: impl FnOnce(&mut Config),
     ) -> Self {
-        let nats = Nats::start().await;
+        let nats = Box::pin(Nats::start()).await;
         let proxy = if proxied {
             Some(Proxy::start(nats.port).await)
         } else {

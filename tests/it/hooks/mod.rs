@@ -71,7 +71,7 @@ fn configure(config: &mut Config, endpoint: impl Fn(&str) -> String, more: &str)
 async fn rig(over: Over, play: &Play, more: &str, client: &str) -> (Rig, Backend) {
     let http = match over {
         Over::Nats => None,
-        Over::Http => Some(Backend::over_http(play).await),
+        Over::Http => Some(Box::pin(Backend::over_http(play)).await),
     };
     let url = http.as_ref().map(|http| http.url.clone());
     let servers = Rig::servers(1, false, |config| {
@@ -85,7 +85,7 @@ async fn rig(over: Over, play: &Play, more: &str, client: &str) -> (Rig, Backend
     let rig = Box::pin(servers).await;
     let backend = match http {
         Some(http) => http,
-        None => Backend::over_nats(&rig.nats, play).await,
+        None => Box::pin(Backend::over_nats(&rig.nats, play)).await,
     };
     (rig, backend)
 }
