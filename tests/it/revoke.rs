@@ -75,14 +75,14 @@ struct Two {
 
 impl Two {
     async fn start() -> Self {
-        let nats = Nats::start().await;
+        let nats = Box::pin(Nats::start()).await;
         let weir = async || {
             let mut config = Config::new(&nats.url());
             config.more = nats.auth_callout();
-            Weir::start(config).await
+            Box::pin(Weir::start(config)).await
         };
         let (first, second) = (weir().await, weir().await);
-        let operator = nats.client("ops").await;
+        let operator = Box::pin(nats.client("ops")).await;
         Self {
             nats,
             first,

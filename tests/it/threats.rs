@@ -68,7 +68,7 @@ async fn nothing_tells_whether_a_room_is_there() {
     let mut answers: BTreeMap<(usize, &str), BTreeSet<String>> = BTreeMap::new();
     for probe in 0..probes {
         let nth = probe % pairs.len();
-        let room = if probe / pairs.len() % 2 == 0 {
+        let room = if (probe / pairs.len()).is_multiple_of(2) {
             pairs[nth].0
         } else {
             pairs[nth].1
