@@ -166,8 +166,8 @@ impl Session {
         let Phase::Connected(connected) = &self.phase else {
             return Effect::Reply(reply);
         };
-        let is_lost = |room: &&RoomName| {
-            !connected.authority.rooms.contains_key(*room)
+        let is_lost = |room: &RoomName| {
+            !connected.authority.rooms.contains_key(room)
                 && !self.may_ask(Action::Subscribe, room)
                 && self.settings.namespace(room).is_none_or(|namespace| {
                     let rules = &namespace.rules;
@@ -177,12 +177,11 @@ impl Session {
                     checked.is_err()
                 })
         };
-        let lost: Vec<RoomName> = connected
-            .subscriptions
-            .keys()
-            .filter(is_lost)
-            .cloned()
-            .collect();
+        // One that is not in yet is looked at when it gets there: by its own token, or by the new rights.
+        let rooms = connected.subscriptions.iter();
+        let members = rooms.filter(|(_, place)| matches!(place, Place::Member(..)));
+        let lost = members.map(|(room, _)| room).filter(|room| is_lost(room));
+        let lost: Vec<RoomName> = lost.cloned().collect();
         if lost.is_empty() {
             return Effect::Reply(reply);
         }

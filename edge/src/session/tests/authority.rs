@@ -288,6 +288,19 @@ fn a_refresh_that_narrows_ends_the_rooms_that_it_does_not_allow() {
         assert_eq!(is_in(&rig_narrowed, room), stays, "{room}");
     }
     assert_eq!(rig_narrowed.say(&publish("closed:a")), "error 103 to 3");
+    // One that waits for its token's key is not in yet.
+    let mut rig_waiting = start();
+    let waiting = RoomName::parse("closed:w").unwrap();
+    if let Phase::Connected(connected) = &mut rig_waiting.session.phase {
+        let place = Place::Waiting(7);
+        connected.subscriptions.insert(waiting.clone(), place);
+    }
+    let said = rig_waiting.say(&refresh(&issued("ann", caps(&["closed:b"]))));
+    assert_eq!(said, "leave 2");
+    let Phase::Connected(connected) = &rig_waiting.session.phase else {
+        panic!("it is connected");
+    };
+    assert!(connected.subscriptions.contains_key(&waiting));
     // The reply comes first, then the pushes, each with its room.
     let mut rig = start();
     let command = refresh(&issued("ann", json!({})));
