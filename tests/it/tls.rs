@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use futures_util::{SinkExt as _, StreamExt as _};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustix::process::{Pid, Signal, kill_process};
@@ -13,16 +14,18 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
+use crate::figures::figure;
 use crate::harness::client::Client;
 use crate::harness::nats::Nats;
 use crate::harness::weir::{Config, Weir, token};
-use crate::harness::{until, within};
+use crate::harness::{either, until, within};
 
 const WITHIN: Duration = Duration::from_secs(30);
 
@@ -227,6 +230,49 @@ async fn clients_under_tls_and_a_certificate_that_is_replaced() {
     reader.lives().await;
     author.lives().await;
     assert!(!weir.log().contains("panicked"));
+}
+
+/// A socket on which so much of a TLS handshake is said and no more; until Weir closes it.
+async fn half_a_handshake(address: &str, bytes: usize) {
+    let hello = [0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc];
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(&hello[..bytes]).await.unwrap();
+    let mut sink = [0; 64];
+    let ended = async { while matches!(stream.read(&mut sink).await, Ok(1..)) {} };
+    within("it is closed", WITHIN, ended).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_a_tls_handshake_is_not_waited_for() {
+    let nats = Nats::start().await;
+    let authority = Authority::new();
+    authority.make("weir", "localhost");
+    let mut config = Config::new(&nats.url());
+    server(&authority, &mut config);
+    let weir = Weir::start(config).await;
+    let address = weir.address();
+    let halves = join_all((0..100).map(|n| half_a_handshake(&address, n % 10)));
+    let others = async {
+        for _ in 0..20 {
+            Secure::open(&address, &authority).await.unwrap();
+        }
+    };
+    tokio::join!(halves, others);
+    let name = "weir_edge_tls_handshakes_failed";
+    weir.until_metric(name, WITHIN, |n| n >= 100.0).await;
+
+    let before = weir.memory_bytes();
+    let idle = either(200, 1_000);
+    let mut open = Vec::new();
+    for _ in 0..idle {
+        open.push(Secure::open(&address, &authority).await.unwrap());
+    }
+    let each = weir.memory_bytes().saturating_sub(before) / idle;
+    figure!(
+        "an idle connection under TLS: {:.1} KiB",
+        each as f64 / 1_024.0
+    );
+    assert!(each < 128 << 10, "{each} bytes each");
 }
 
 /// `weir check` on a configuration; what it says.

@@ -1,4 +1,4 @@
-//! TLS, user and password.
+//! TLS with certificates on both sides, user and password.
 
 use std::process::Command;
 
@@ -39,9 +39,25 @@ async fn it_speaks_tls_and_says_what_is_wrong() {
     ];
     keytool(&[&make[..], &common].concat());
     keytool(&[&["-exportcert", "-rfc", "-file", &pem][..], &common].concat());
+    // Ours, which the node asks for.
+    let (own, own_key, trust) = (file("own.pem"), file("own.key"), file("trust.p12"));
+    let made = rcgen::generate_simple_self_signed(vec!["weir.internal".to_owned()]).unwrap();
+    std::fs::write(&own, made.cert.pem()).unwrap();
+    std::fs::write(&own_key, made.signing_key.serialize_pem()).unwrap();
+    let import = ["-importcert", "-noprompt", "-file", &own, "-alias", "weir"];
+    let into = [
+        "-keystore",
+        &trust,
+        "-storepass",
+        "secret",
+        "-storetype",
+        "PKCS12",
+    ];
+    keytool(&[&import[..], &into].concat());
     let options = format!(
         "client_encryption_options:\n  enabled: true\n  optional: true\n  keystore: {store}\n  \
-         keystore_password: secret\n"
+         keystore_password: secret\n  require_client_auth: true\n  truststore: {trust}\n  \
+         truststore_password: secret\n"
     );
     std::fs::write(&yaml, options).unwrap();
     let node = Node::start(&["--auth", "--yaml", &yaml]);
@@ -49,7 +65,7 @@ async fn it_speaks_tls_and_says_what_is_wrong() {
     let mut config = config_at(vec![node.address()], "secure", 1);
     config.tls = Some(CassandraTls {
         ca_file: Some(pem.into()),
-        identity: None,
+        identity: Some((own.into(), own_key.into())),
     });
     let with = |password: &str| {
         let mut config = config.clone();
@@ -72,6 +88,13 @@ async fn it_speaks_tls_and_says_what_is_wrong() {
         !trouble.contains("not it"),
         "no log shows a password: {trouble}"
     );
+
+    // Nothing to show, though the node asks.
+    let mut nameless = with("cassandra");
+    nameless.tls.as_mut().unwrap().identity = None;
+    let archive = Archive::cassandra(nameless).await.unwrap();
+    let trouble = archive.trouble();
+    assert!(!archive.is_connected() && !trouble.is_empty(), "{trouble}");
 
     // A node that this authority did not sign.
     let mut stranger = with("cassandra");
