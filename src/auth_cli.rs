@@ -151,6 +151,9 @@ fn describe(
                 .iter()
                 .find(|(name, _)| name.as_deref() == room.namespace());
             match rules {
+                Some((_, rules)) if !rules.takes(room) => {
+                    writeln!(text, "  {:?}: no name for channel_regex", room.channel())?;
+                }
                 Some((_, rules)) => line(text, room.channel(), &grants, room, rules)?,
                 None => writeln!(text, "  {:?}: no such namespace", room.channel())?,
             }

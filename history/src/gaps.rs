@@ -128,8 +128,8 @@ pub(crate) fn proven(
     proof
 }
 
-/// True if an order of erasure may have deleted messages of a stream up to `last`.
-pub(crate) fn may_be_erased(orders: &Orders, log: &str, stream: &str, last: Seq) -> bool {
+/// Up to where orders of erasure may have deleted messages of a stream; zero without any.
+pub(crate) fn explained_to(orders: &Orders, log: &str, stream: &str) -> Seq {
     let matcher = orders.matcher();
     let scopes = matcher.all().flat_map(|order| &order.logs);
     let slots = scopes
@@ -137,7 +137,9 @@ pub(crate) fn may_be_erased(orders: &Orders, log: &str, stream: &str, last: Seq)
         .flat_map(|scope| &scope.slots);
     slots
         .filter(|slot| slot.streams.iter().any(|one| one == stream))
-        .any(|slot| last <= slot.up_to)
+        .map(|slot| slot.up_to)
+        .max()
+        .unwrap_or(Seq::ZERO)
 }
 
 #[cfg(test)]
@@ -263,9 +265,7 @@ mod tests {
     #[test]
     fn an_order_explains_gaps_up_to_where_it_was_given() {
         let orders = Orders::default();
-        let explains =
-            |orders: &Orders, log, stream, seq| may_be_erased(orders, log, stream, Seq::new(seq));
-        assert!(!explains(&orders, "rooms", "ROOMS_0", 1));
+        assert_eq!(explained_to(&orders, "rooms", "ROOMS_0"), Seq::ZERO);
         let slot = SlotScope {
             streams: vec!["ROOMS_0".into(), "ROOMS_0_1".into()],
             up_to: Seq::new(10),
@@ -276,10 +276,17 @@ mod tests {
         };
         let what = What::User("ann".into());
         orders.add([Order::new(what, vec![scope], 0, "op".into(), String::new())]);
-        assert!(explains(&orders, "rooms", "ROOMS_0", 10));
-        assert!(explains(&orders, "rooms", "ROOMS_0_1", 5));
-        assert!(!explains(&orders, "rooms", "ROOMS_0", 11));
-        assert!(!explains(&orders, "rooms", "ROOMS_1", 5));
-        assert!(!explains(&orders, "other", "ROOMS_0", 5));
+        for (log, stream, up_to) in [
+            ("rooms", "ROOMS_0", 10),
+            ("rooms", "ROOMS_0_1", 10),
+            ("rooms", "ROOMS_1", 0),
+            ("other", "ROOMS_0", 0),
+        ] {
+            assert_eq!(
+                explained_to(&orders, log, stream),
+                Seq::new(up_to),
+                "{log} {stream}"
+            );
+        }
     }
 }

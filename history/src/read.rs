@@ -9,7 +9,8 @@
 //! | how far a window of so many messages reaches | window.rs |
 //! | a page oldest first; newest first | forward.rs; backward.rs |
 //! | what fits into a page | page.rs |
-//! | what archive and stream hold, had, and lost | tiers.rs |
+//! | what archive and stream hold and had | tiers.rs |
+//! | what a stream has lost | losses.rs |
 //! | which reads of the archive are equal, and kept | cache.rs |
 
 use std::sync::Arc;
@@ -28,6 +29,7 @@ mod cache;
 mod flights;
 mod forward;
 mod history;
+mod losses;
 mod metrics;
 mod page;
 mod tiers;
@@ -38,6 +40,7 @@ pub use ask::Ask;
 use ask::Question;
 use cache::ArchiveReads;
 use flights::Flights;
+use losses::Losses;
 pub use metrics::ReaderMetrics;
 pub use page::Page;
 pub use window::{WINDOW_MAX_MESSAGES, Window};
@@ -83,6 +86,7 @@ pub struct Reader {
     replay: Replay,
     orders: Orders,
     flights: Flights<Question, Result<Recovery, ReadError>>,
+    losses: Losses,
     metrics: Arc<ReaderMetrics>,
 }
 
@@ -97,6 +101,7 @@ impl Reader {
             replay,
             orders: Orders::default(),
             flights: Flights::default(),
+            losses: Losses::default(),
             metrics,
         }
     }

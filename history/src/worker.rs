@@ -22,7 +22,7 @@ use weir_nats::replay::{Replay, ReplayError, Scanned, StreamState};
 use weir_nats::{Delivery, Orders, Placements, Seq};
 
 use crate::archive::{Archive, Batch, PageQuery, Quarantined, headers_text};
-use crate::gaps::{Gaps, Next, Proof, may_be_erased, proven};
+use crate::gaps::{Gaps, Next, Proof, explained_to, proven};
 use crate::held::Held;
 use crate::share::Share;
 use crate::worker_metrics::{Batched, Followed, WorkerMetrics};
@@ -287,7 +287,8 @@ impl Worker {
             }
         }
         let seqs: Vec<Seq> = page.iter().map(|one| one.seq).collect();
-        let is_explained = |last| has_ended || may_be_erased(&self.orders, &slot.log, stream, last);
+        let explained_to = explained_to(&self.orders, &slot.log, stream);
+        let is_explained = |last| has_ended || last <= explained_to;
         let proof = proven(next, &seqs, after.first, is_explained);
         let is_whole = seqs.last().is_some_and(|last| *last >= before.last);
         let batch = make_batch(slot, generation, page, &proof, &after);

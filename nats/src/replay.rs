@@ -12,8 +12,14 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
-use crate::message::{Delivery, DeliveryError, Message, format_time_ms, header, last};
+use crate::message::{Delivery, DeliveryError, header, last};
 use crate::position::Seq;
+
+mod pages;
+mod state;
+
+pub use pages::ReplayPage;
+pub use state::{Limits, StreamState};
 
 /// Deep reads of one connection at a time: they hold up the stream's writers.
 const READS_AT_ONCE_MAX: usize = 4;
@@ -29,8 +35,6 @@ const SUBJECTS_MAX: usize = 1_000;
 const NO_MESSAGE: u64 = 10_037;
 /// Without a reply for this long a read has failed, unless the connection says otherwise.
 const REPLY_WITHIN: Duration = Duration::from_secs(2);
-/// Probes for where a backward page starts.
-const PROBES_MAX: usize = 12;
 
 /// A read that did not succeed. Nothing partial is ever returned.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -52,54 +56,6 @@ pub enum ReplayError {
     /// An answer that is not what was asked for.
     #[error("the stream {0} gave an answer that cannot be read")]
     Malformed(String),
-}
-
-/// What a stream's leader says of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StreamState {
-    /// The lowest sequence that is there; last + 1 when it is empty.
-    pub first: Seq,
-    /// The highest sequence ever given.
-    pub last: Seq,
-    /// Messages in it.
-    pub messages: u64,
-    /// Bytes that they take.
-    pub bytes: u64,
-    /// When it drops its oldest messages.
-    pub limits: Limits,
-    /// When it was created, as the server spells it.
-    pub created: String,
-}
-
-/// What a stream keeps at most. Zero or less is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct Limits {
-    /// Age of a message, in nanoseconds.
-    #[serde(default, rename = "max_age")]
-    pub max_age_ns: i64,
-    /// Bytes.
-    #[serde(default)]
-    pub max_bytes: i64,
-    /// Messages.
-    #[serde(default, rename = "max_msgs")]
-    pub max_messages: i64,
-}
-
-/// Messages of one room.
-#[derive(Clone, Debug, Default)]
-pub struct ReplayPage {
-    /// Oldest first from [`Replay::forward`], newest first from [`Replay::backward`].
-    pub messages: Vec<Arc<Message>>,
-    /// More follow in the same direction.
-    pub more: bool,
-}
-
-/// The newest messages of a span.
-struct Newest {
-    /// Newest first.
-    messages: Vec<Arc<Message>>,
-    /// How many lie in the span.
-    seen: usize,
 }
 
 /// One message of a stream, whoever wrote it.
@@ -145,51 +101,6 @@ impl Replay {
         }
     }
 
-    /// What the leader says of a stream.
-    ///
-    /// # Errors
-    /// When it is not there or does not answer.
-    pub async fn state(&self, stream: &str) -> Result<StreamState, ReplayError> {
-        #[derive(Deserialize)]
-        struct Answer {
-            error: Option<ApiError>,
-            created: Option<String>,
-            state: Option<State>,
-            #[serde(default)]
-            config: Limits,
-        }
-        #[derive(Deserialize)]
-        struct State {
-            messages: u64,
-            #[serde(default)]
-            bytes: u64,
-            first_seq: u64,
-            last_seq: u64,
-        }
-        let subject = format!("$JS.API.STREAM.INFO.{stream}");
-        let reply = match self.request(stream, subject, Bytes::new()).await {
-            // Nobody serves JetStream just now, which says nothing of the stream.
-            Err(ReplayError::NoStream(stream)) => return Err(ReplayError::TimedOut(stream)),
-            reply => reply?,
-        };
-        let answer: Answer = serde_json::from_slice(&reply.payload)
-            .map_err(|_| ReplayError::Malformed(stream.to_owned()))?;
-        if let Some(error) = answer.error {
-            return Err(error.into_replay(stream));
-        }
-        let (Some(state), Some(created)) = (answer.state, answer.created) else {
-            return Err(ReplayError::Malformed(stream.to_owned()));
-        };
-        Ok(StreamState {
-            first: Seq::new(state.first_seq),
-            last: Seq::new(state.last_seq),
-            messages: state.messages,
-            bytes: state.bytes,
-            limits: answer.config,
-            created,
-        })
-    }
-
     /// The last message of a subject.
     ///
     /// # Errors
@@ -228,220 +139,6 @@ impl Replay {
             Some(404) => Ok(None),
             Some(_) => Err(refused(stream, &reply)),
         }
-    }
-
-    /// Messages of one subject after `after`, oldest first.
-    ///
-    /// # Errors
-    /// When the stream does not answer whole.
-    pub async fn forward(
-        &self,
-        stream: &str,
-        stored_subject: &str,
-        after: Seq,
-        max_messages: u32,
-        max_bytes: u32,
-    ) -> Result<ReplayPage, ReplayError> {
-        let _permit = self
-            .reads
-            .acquire()
-            .await
-            .expect("the semaphore is never closed");
-        let mut page = ReplayPage::default();
-        let mut from = after;
-        let mut bytes = 0_usize;
-        loop {
-            let wanted = max_messages.saturating_sub(to_u32(page.messages.len()));
-            let left = max_bytes.saturating_sub(to_u32(bytes));
-            if wanted == 0 || left == 0 {
-                page.more = true;
-                return Ok(page);
-            }
-            let query = json!({
-                "seq": from.read_from(),
-                "next_by_subj": stored_subject,
-                "batch": wanted.min(BATCH_MAX_MESSAGES),
-                "max_bytes": left.min(BATCH_MAX_BYTES),
-            });
-            let (deliveries, pending) = self.batch(stream, &query).await?;
-            let Some(newest) = deliveries.last() else {
-                return Ok(page);
-            };
-            from = newest.message.seq;
-            for delivery in deliveries {
-                if delivery.stored_subject != stored_subject {
-                    return Err(ReplayError::Malformed(stream.to_owned()));
-                }
-                bytes += delivery.message.data.len();
-                page.messages.push(Arc::new(delivery.message));
-            }
-            page.more = pending > 0;
-            if !page.more {
-                return Ok(page);
-            }
-        }
-    }
-
-    /// How many messages of a subject lie after `after`, and the sequence of the first of them.
-    ///
-    /// # Errors
-    /// When the stream does not answer.
-    pub async fn count_after(
-        &self,
-        stream: &str,
-        stored_subject: &str,
-        after: Seq,
-    ) -> Result<Option<(u64, Seq)>, ReplayError> {
-        let query = json!({ "seq": after.read_from(), "next_by_subj": stored_subject, "batch": 1 });
-        let (deliveries, pending) = self.batch(stream, &query).await?;
-        Ok(deliveries
-            .first()
-            .map(|first| (pending + 1, first.message.seq)))
-    }
-
-    /// The first message of a subject that was stored at `time_ms` (milliseconds since 1970) or later.
-    ///
-    /// # Errors
-    /// When the stream does not answer.
-    pub async fn first_since(
-        &self,
-        stream: &str,
-        stored_subject: &str,
-        time_ms: i64,
-    ) -> Result<Option<Seq>, ReplayError> {
-        let time = format_time_ms(time_ms);
-        let query = json!({ "start_time": time, "next_by_subj": stored_subject, "batch": 1 });
-        let (deliveries, _) = self.batch(stream, &query).await?;
-        Ok(deliveries.first().map(|first| first.message.seq))
-    }
-
-    /// The newest messages of one subject below `before` and above `above`, newest first. JetStream
-    /// has no such request: the start is found by interpolating over the pending counts, then one
-    /// forward read ends at `before`.
-    ///
-    /// # Errors
-    /// When the stream does not answer whole.
-    pub async fn backward(
-        &self,
-        stream: &str,
-        stored_subject: &str,
-        before: Option<Seq>,
-        above: Seq,
-        max_messages: u32,
-        max_bytes: u32,
-    ) -> Result<ReplayPage, ReplayError> {
-        let state = self.state(stream).await?;
-        let end = before.unwrap_or(Seq::new(state.last.read_from()));
-        let low = above.max(state.first.just_before());
-        if end.get() <= low.read_from() {
-            return Ok(ReplayPage::default());
-        }
-        // How many lie at or after `end`: what a count from elsewhere has to leave out.
-        let beyond = self
-            .count_after(stream, stored_subject, end.just_before())
-            .await?
-            .map_or(0, |(count, _)| count);
-        let Some((count, _)) = self.count_after(stream, stored_subject, low).await? else {
-            return Ok(ReplayPage::default());
-        };
-        let total = count.saturating_sub(beyond);
-        let wanted = u64::from(max_messages);
-        let (mut start, mut held) = (low, total);
-        let (mut top, mut lower) = (end.get(), low.get());
-        for _ in 0..PROBES_MAX {
-            if held <= wanted * 2 || top - lower < 2 {
-                break;
-            }
-            // Where about one and a half pages would lie, if the room were evenly spread.
-            let span = top - lower;
-            let share = u128::from(span) * u128::from(wanted + wanted / 2) / u128::from(held);
-            let back = u64::try_from(share).unwrap_or(span).clamp(1, span - 1);
-            let probe = Seq::new(top - back);
-            let found = self.count_after(stream, stored_subject, probe).await?;
-            let count = found.map_or(0, |(count, _)| count).saturating_sub(beyond);
-            if count >= wanted {
-                (start, held, lower) = (probe, count, probe.get());
-            } else {
-                // Too far up: what is wanted begins below the probe.
-                top = probe.get();
-                if top - lower < 2 {
-                    break;
-                }
-                let middle = Seq::new(lower + (top - lower) / 2);
-                let found = self.count_after(stream, stored_subject, middle).await?;
-                let count = found.map_or(0, |(count, _)| count).saturating_sub(beyond);
-                if count >= wanted {
-                    (start, held, lower) = (middle, count, middle.get());
-                } else {
-                    top = middle.get();
-                }
-            }
-        }
-        let wanted = max_messages as usize;
-        loop {
-            let read = self
-                .newest_in(stream, stored_subject, (start, end), wanted, max_bytes)
-                .await?;
-            // What was written while it was counted may have hidden that too few lie here.
-            let is_enough = read.seen >= wanted || read.seen > read.messages.len();
-            if start > low && !is_enough {
-                let span = end.get() - start.get();
-                start = Seq::new(end.get().saturating_sub(span * 2)).max(low);
-                continue;
-            }
-            return Ok(ReplayPage {
-                more: read.seen > read.messages.len() || (start > low && total > read.seen as u64),
-                messages: read.messages,
-            });
-        }
-    }
-
-    /// The newest messages of a subject in (`after`, `end`), newest first, of all that lie there.
-    async fn newest_in(
-        &self,
-        stream: &str,
-        stored_subject: &str,
-        (after, end): (Seq, Seq),
-        max_messages: usize,
-        max_bytes: u32,
-    ) -> Result<Newest, ReplayError> {
-        let mut messages: Vec<Arc<Message>> = Vec::new();
-        let (mut from, mut seen) = (after, 0);
-        loop {
-            let page = self
-                .forward(
-                    stream,
-                    stored_subject,
-                    from,
-                    BATCH_MAX_MESSAGES,
-                    BATCH_MAX_BYTES,
-                )
-                .await?;
-            let reached_end = page.messages.iter().any(|message| message.seq >= end);
-            if let Some(newest) = page.messages.last() {
-                from = newest.seq;
-            }
-            let before = messages.len();
-            let inside = page.messages.into_iter();
-            messages.extend(inside.filter(|message| message.seq < end));
-            seen += messages.len() - before;
-            // Only the newest are wanted; a window as large as the page keeps memory bounded.
-            let mut bytes = 0;
-            let fitting = messages.iter().rev().take(max_messages);
-            let fitting = fitting
-                .take_while(|message| {
-                    let fits = bytes == 0 || bytes + message.data.len() <= max_bytes as usize;
-                    bytes += message.data.len();
-                    fits
-                })
-                .count();
-            messages.drain(..messages.len() - fitting);
-            if reached_end || !page.more {
-                break;
-            }
-        }
-        messages.reverse();
-        Ok(Newest { messages, seen })
     }
 
     /// The last sequence of each subject that moved past `after`.
@@ -687,8 +384,4 @@ fn refused(stream: &str, reply: &async_nats::Message) -> ReplayError {
 
 fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
     last(headers, name)?.parse().ok()
-}
-
-fn to_u32(count: usize) -> u32 {
-    u32::try_from(count).unwrap_or(u32::MAX)
 }

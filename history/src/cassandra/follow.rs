@@ -41,6 +41,7 @@ impl Cassandra {
         let held = self.scan_held(&link).await?;
         Box::pin(self.refresh_erasures(&link)).await?;
         self.held.send_replace(held);
+        *lock(&self.last_answer) = Some(Instant::now());
         self.link.send_replace(Some(Arc::clone(&link)));
         let keyspace = &self.config.keyspace;
         tracing::info!(keyspace, created, "archive connected");
@@ -195,10 +196,7 @@ pub(super) async fn follow(
             Ok(link) => (POLL_EVERY, cassandra.refresh(&link).await),
         };
         match looked {
-            Ok(()) => {
-                *lock(&cassandra.last_answer) = Some(Instant::now());
-                warned = None;
-            }
+            Ok(()) => warned = None,
             Err(error) if warned.is_some_and(|at| at.elapsed() < WARN_EVERY) => {
                 tracing::debug!(%error, "the archive does not answer");
             }

@@ -126,7 +126,7 @@ impl Reader {
         left: &mut Left,
     ) -> Result<(), ReadError> {
         let stream = &generation.stream;
-        for _ in 0..TRIES_MAX {
+        for attempt in 1..=TRIES_MAX {
             let mut away = None;
             let held = self.view(stream);
             let watermark = held.end().min(end);
@@ -194,6 +194,13 @@ impl Reader {
                 } else {
                     page.whole = false;
                 }
+            }
+            if tail.passed_over && before.last > page.reached {
+                // Deleted meanwhile, or a replica lagged: then another try is in order.
+                if attempt < TRIES_MAX {
+                    continue;
+                }
+                page.whole = false;
             }
             let messages: Vec<_> = tail
                 .messages

@@ -27,10 +27,9 @@ impl Reader {
             }
             let from = after.max(watermark);
             if state.first.get() <= from.read_from() {
-                return Ok(held.covers(after, watermark));
-            }
-            if state.first.get() <= after.read_from() {
-                return Ok(true);
+                return Ok(
+                    held.covers(after, watermark) && !self.has_lost(place, &state, from).await?
+                );
             }
             self.archive_is_known()?;
             if self.held(&current.stream).end() == watermark

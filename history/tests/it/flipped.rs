@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use weir_history::{Reader, Window};
+use weir_nats::erasure::What;
 use weir_nats::placement::Place;
-use weir_nats::{RoomName, Seq};
+use weir_nats::replay::Replay;
+use weir_nats::{Orders, RoomName, Seq};
 
+use crate::erase::order;
 use crate::rig::{Kind, Rig, STREAM, all_backward, all_forward, room};
 
 for_each_archive! {
@@ -57,6 +60,16 @@ async fn recovered(reader: &Reader, place: &Place, room: &RoomName, after: u64) 
     let epoch = Some(place.current().epoch.as_str());
     let recovery = reader.recover(place, room, epoch, Seq::new(after), &window, 300, 1 << 20);
     recovery.await.unwrap().recovered
+}
+
+async fn verdicts(reader: &Reader, place: &Place, room: &RoomName, lost: &[u64], whole: &[u64]) {
+    for (after, expected) in [(lost, false), (whole, true)]
+        .into_iter()
+        .flat_map(|(list, expected)| list.iter().map(move |after| (*after, expected)))
+    {
+        let recovered = recovered(reader, place, room, after).await;
+        assert_eq!(recovered, expected, "after {after}");
+    }
 }
 
 async fn a_stream_cut_by_a_flipped_bit_goes_on_in_a_new_epoch_above_it(kind: Kind) {
@@ -143,16 +156,18 @@ async fn a_message_that_cannot_be_read_before_it_is_archived_is_a_hole(kind: Kin
     rig.publish(one, 100).await;
     // After an orderly stop the server believes its index, and passes over what it cannot read.
     rig.restart_nats(false, |store| flip(store, 50, 1)).await;
+    let (reader, place) = (rig.reader(Some(&archive)), rig.place(&room));
+    verdicts(&reader, &place, &room, &[100, 150], &[151, 199, 200]).await;
+    // Page by page, wherever a page is cut.
+    for page_size in [1, 7, 49, 50, 51, 99] {
+        let (found, whole) = all_forward(&reader, &place, &room, Seq::new(100), page_size).await;
+        assert_eq!((found.len(), whole), (99, false), "by {page_size}");
+        let (found, whole) = all_forward(&reader, &place, &room, Seq::new(151), page_size).await;
+        assert_eq!((found.len(), whole), (49, true), "by {page_size}");
+    }
     let worker = rig.work(&archive);
     rig.held(&archive, &[(1, 150), (152, 200)]).await;
-    let (reader, place) = (rig.reader(Some(&archive)), rig.place(&room));
-    for (after, expected) in [(100, false), (150, false), (151, true)] {
-        assert_eq!(
-            recovered(&reader, &place, &room, after).await,
-            expected,
-            "after {after}"
-        );
-    }
+    verdicts(&reader, &place, &room, &[100, 150], &[151]).await;
     assert_eq!(rig.row_count().await, 199);
     // The last message: nothing comes after it that shows the gap.
     drop(worker);
@@ -162,6 +177,7 @@ async fn a_message_that_cannot_be_read_before_it_is_archived_is_a_hole(kind: Kin
         // The server noticed by itself; that is another test's.
         return;
     }
+    verdicts(&reader, &place, &room, &[200], &[201]).await;
     let worker = rig.work(&archive);
     let deadline = tokio::time::Instant::now() + crate::rig::WITHIN;
     while worker.metrics.lost_messages() != 2 {
@@ -194,6 +210,21 @@ async fn a_block_cut_by_a_flipped_bit_before_it_is_archived_is_a_hole(kind: Kind
     .await;
     assert!(cut.into_inner() > 1, "the stream has several blocks");
     assert_eq!(rig.last().await, Seq::new(36), "its end is not cut");
+    let missing = Replay::new(rig.links.reads.clone()).missing(STREAM).await;
+    let missing = missing.unwrap();
+    let (first, last) = (missing[0].get(), missing[missing.len() - 1].get());
+    assert!(first == 3 && last < 36, "{missing:?}");
+    let place = rig.place(&room);
+    for reader in [rig.reader(None), rig.reader(Some(&archive))] {
+        verdicts(&reader, &place, &room, &[0, 2, last - 1], &[last, 36]).await;
+        let orders = Orders::default();
+        let reader = reader.with_orders(orders.clone());
+        // An order may have deleted some of them, or all.
+        orders.add([order(What::User("bob".into()), last - 1)]);
+        verdicts(&reader, &place, &room, &[0, 2, last - 1], &[last]).await;
+        orders.add([order(What::User("eve".into()), last)]);
+        verdicts(&reader, &place, &room, &[], &[0, 2, last]).await;
+    }
     let _worker = rig.work(&archive);
     let mut held = archive.held();
     let reached = held.wait_for(|all| {
@@ -210,8 +241,7 @@ async fn a_block_cut_by_a_flipped_bit_before_it_is_archived_is_a_hole(kind: Kind
         matches!(ranges[..], [(1, 2), (from, 36)] if from > 3),
         "{ranges:?}"
     );
-    let (reader, place) = (rig.reader(Some(&archive)), rig.place(&room));
-    assert!(!recovered(&reader, &place, &room, 0).await);
-    assert!(!recovered(&reader, &place, &room, 2).await);
-    assert!(recovered(&reader, &place, &room, ranges[1].0 - 1).await);
+    assert_eq!(ranges[1].0, last + 1);
+    let reader = rig.reader(Some(&archive));
+    verdicts(&reader, &place, &room, &[0, 2], &[last]).await;
 }
