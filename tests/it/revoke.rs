@@ -512,3 +512,30 @@ async fn a_refresh_that_narrows_takes_rooms_away_at_once() {
         .unwrap();
     ann.subscribe(a, None).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_is_lost_gets_its_revocations_back() {
+    let nats = Nats::start().await;
+    let mut weir = Weir::start(Config::new(&nats.url())).await;
+    let operator = nats.client("ops").await;
+    let lost = token("ann", "lost", 2, json!({}));
+    let body = json!({"token_id": "lost", "reason": "a phone in a taxi"});
+    let answer = ask(&operator, "weir.revoke", body).await;
+    assert_eq!(answer["result"]["processes"], 1, "{answer}");
+    let js = nats.jetstream().await;
+    js.delete_key_value("weir").await.unwrap();
+    until("it is written again", Duration::from_secs(60), async || {
+        let Ok(bucket) = js.get_key_value("weir").await else {
+            return false;
+        };
+        let entry = bucket.get("control.revoke.token.lost").await;
+        entry.is_ok_and(|entry| entry.is_some())
+    })
+    .await;
+    // Whoever knows nothing else reads it there.
+    weir.stop();
+    weir.spawn();
+    weir.until_ready().await;
+    let found = connect(&weir, &lost).await.err();
+    assert_eq!(found.map(|error| error.code()), Some(3500));
+}
