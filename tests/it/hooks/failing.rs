@@ -274,7 +274,9 @@ async fn a_service_that_floods_is_heard_once() {
     }
     let page = ann.history("ask:in", None, 100, false).await.unwrap();
     assert_eq!(page.publications.len(), 10, "one each");
-    figure!("20,500 answers where 15 were asked for: the slowest publish elsewhere took {slowest:?}");
+    figure!(
+        "20,500 answers where 15 were asked for: the slowest publish elsewhere took {slowest:?}"
+    );
     rig.require_calm();
 }
 
