@@ -92,7 +92,7 @@ impl UserLimit {
     }
 
     async fn kick(&self, connection: Connection) -> Result<(), ConnectionsError> {
-        // False: it had gone, or another instance was first.
+        // False: it had gone, or another instance was first; at the same moment both are true.
         if self.connections.kick(&connection).await? {
             self.kicked.add_one();
             tracing::info!(
