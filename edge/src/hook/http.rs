@@ -117,3 +117,68 @@ impl HttpService {
         Ok(body.to_bytes())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::sync::Arc;
+
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    fn keys() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../authz/tests/keys")
+    }
+
+    /// Answers a request a connection, as a host named localhost.
+    async fn tls_server() -> u16 {
+        let certificate = CertificateDer::from_pem_file(keys().join("tls.cert.pem")).unwrap();
+        let key = PrivateKeyDer::from_pem_file(keys().join("tls.pem")).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                // A handshake that is refused is what this test wants, too.
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    continue;
+                };
+                let mut head = [0; 4_096];
+                if stream.read(&mut head).await.is_ok() {
+                    let answer =
+                        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
+                    stream.write_all(answer).await.unwrap();
+                }
+            }
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn tls_is_checked() {
+        let port = tls_server().await;
+        let ca = keys().join("tls.cert.pem");
+        let ask = async |host: &str, ca: Option<&Path>| {
+            let address = Address::parse(&format!("https://{host}:{port}/hook"), ca).unwrap();
+            let service = HttpService::new(&address, &HeaderMap::new(), 1_024);
+            let asked = service.ask(Bytes::from_static(b"{}"), HeaderMap::new());
+            tokio::time::timeout(Duration::from_secs(20), asked)
+                .await
+                .unwrap()
+        };
+        assert_eq!(ask("localhost", Some(&ca)).await.unwrap(), "{}");
+        // Another name than the certificate's, and an authority that is not trusted.
+        assert_eq!(ask("127.0.0.1", Some(&ca)).await, Err(Failure::Absent));
+        assert_eq!(ask("localhost", None).await, Err(Failure::Absent));
+    }
+}

@@ -6,10 +6,11 @@ mod failing;
 mod refreshing;
 
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json as value};
 
+use crate::figures::figure;
 use crate::harness::client::{Client, Failure};
 use crate::harness::rig::Rig;
 use crate::harness::until;
@@ -133,6 +134,17 @@ fn application(asked: &Asked) -> Reply {
     }
 }
 
+async fn p50_of_publishes(client: &mut Client, room: &str) -> Duration {
+    let mut took = Vec::new();
+    for _ in 0..100 {
+        let start = Instant::now();
+        client.publish(room, r#"{"text":"x"}"#).await.unwrap();
+        took.push(start.elapsed());
+    }
+    took.sort();
+    took[took.len() / 2]
+}
+
 async fn decides(over: Over) {
     let play = Play::new(application);
     let (rig, _backend) = rig(over, &play, "", "").await;
@@ -224,8 +236,8 @@ async fn decides(over: Over) {
     }
     assert_eq!(play.asked().len(), before);
 
-    let asked = play.asked();
-    let first = |event: &str| asked.iter().find(|asked| asked.event == event).unwrap();
+    let questions = play.asked();
+    let first = |event: &str| questions.iter().find(|asked| asked.event == event).unwrap();
     assert_eq!(first("connect").body["data"], value!({ "as": "ann" }));
     assert_eq!(first("connect").body["transport"], "websocket");
     let subscribe = first("subscribe");
@@ -239,8 +251,18 @@ async fn decides(over: Over) {
         "vip"
     };
     assert_eq!(first(named).body["channel"], "vip:in");
-    let names = |channel: &str| asked.iter().any(|asked| asked.body["channel"] == channel);
+    let names = |channel: &str| {
+        questions
+            .iter()
+            .any(|asked| asked.body["channel"] == channel)
+    };
     assert!(!names("$ask:in") && !names("ask:x#bob") && !names("ask:x#ann,bob"));
+
+    let plain = p50_of_publishes(&mut ann, "chat:r0").await;
+    let asked = p50_of_publishes(&mut ann, "ask:in").await;
+    figure!(
+        "a publish takes {asked:.1?} (p50) where a service allows it over {over:?}, else {plain:.1?}"
+    );
 
     // At the native door there is nobody to ask, so nothing opens there.
     if over == Over::Nats {
