@@ -224,3 +224,27 @@ fn a_refresh_is_asked_for_at_its_time_and_again_until_the_delay_is_over() {
     }
     assert_eq!(rig.say(refresh), "close 3501", "there is no token to send");
 }
+
+#[test]
+fn a_refresh_leaves_alone_what_the_application_decided() {
+    let mut settings = asking();
+    settings.client.insecure = false;
+    (settings.hooks.connect, settings.hooks.refresh) = (None, None);
+    let mut rig = Rig::new(settings);
+    let token = token(SECRET, "ann", None, 60);
+    assert!(rig.say(&connect(&token)).starts_with("connected"));
+    let question = rig.asks(&subscribe(2, "ask:a"));
+    let heard = question.read(YES.as_bytes(), rig.now.unix_s);
+    let effect = rig
+        .session
+        .heard(question, heard.map_err(Failure::from), rig.now);
+    let Effect::Join(join) = effect else {
+        panic!("{}", text(effect));
+    };
+    rig.let_in(&join);
+    let refresh = format!(r#"{{"id":3,"refresh":{{"token":"{token}"}}}}"#);
+    let said = rig.say(&refresh);
+    assert!(said.contains("refresh"), "{said}");
+    let room = RoomName::parse("ask:a").unwrap();
+    assert!(rig.session.is_subscribed(&room));
+}

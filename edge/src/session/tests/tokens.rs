@@ -46,6 +46,10 @@ impl Rig {
     /// Joins, as a room would; what the client is told.
     pub(super) fn joined(&mut self, frame: &str) -> String {
         let join = self.join(frame);
+        self.let_in(&join)
+    }
+
+    pub(super) fn let_in(&mut self, join: &Join) -> String {
         let joined = Joined {
             membership: Membership::for_tests(),
             epoch: None,
@@ -54,7 +58,7 @@ impl Rig {
             publications: Vec::new(),
             cursor: Seq::ZERO,
         };
-        text(self.session.joined(&join, Ok(joined)).0)
+        text(self.session.joined(join, Ok(joined)).0)
     }
 }
 
