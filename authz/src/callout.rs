@@ -89,12 +89,17 @@ impl NativeLogins {
         if login.token.is_empty() {
             return Err(LoginError::NoToken);
         }
-        if let Some(read) = self.verifier.revocations().hold()
+        let revocations = self.verifier.revocations();
+        if let Some(read) = revocations.until_current()
             && timeout(ORDERS_WITHIN, read).await.is_err()
         {
             return Err(LoginError::Unread);
         }
         let claims = verified(&self.verifier, &login.token).await?;
+        // A key may have been waited for.
+        if revocations.until_current().is_some() {
+            return Err(LoginError::Unread);
+        }
         let user = self.user(&claims)?;
         if let Some(id) = &login.mqtt_client
             && !is_of_user(id, &user)

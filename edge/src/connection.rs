@@ -306,12 +306,13 @@ impl Connection {
             if let Err(end) = self.turn() {
                 return end;
             }
+            let is_held = self.is_held();
             let link = Arc::clone(&self.link);
             // On its way out it takes no more, but answers what it has taken.
             let is_leaving = leave_at.is_some_and(|at| Instant::now() >= at);
             let can_read = !is_leaving
                 && self.joining.is_none()
-                && self.held.is_none()
+                && !is_held
                 && !self.connecting
                 && self.commands.is_empty()
                 && link.outbox.has_reply_room();
@@ -324,7 +325,7 @@ impl Connection {
             };
             tokio::select! {
                 biased;
-                joined = join_of(&mut self.joining), if self.joining.is_some() => {
+                joined = join_of(&mut self.joining), if self.joining.is_some() && !is_held => {
                     self.joining = None;
                     let (join, result) = joined;
                     if let Err(end) = self.joined(&join, result) {
@@ -360,6 +361,9 @@ impl Connection {
                     }
                     if self.stuck.is_some_and(|(_, at)| now >= at) {
                         return End::Close(DisconnectCode::WRITE_ERROR);
+                    }
+                    if is_held {
+                        self.session.excuse_pong(now);
                     }
                     let effect = self.session.timer(now);
                     if let Err(end) = self.perform(effect) {
@@ -668,7 +672,12 @@ impl Connection {
             if !link.outbox.reply_room().await {
                 return Bytes::new();
             }
-            match read_history(&edge, permit.room(), &request).await {
+            let read = read_history(&edge, permit.room(), &request).await;
+            // Who lost the right while it was read is gone by then.
+            if let Some(orders) = edge.verifier.revocations().hold() {
+                orders.await;
+            }
+            match read {
                 Ok((publications, _, _)) if publications.iter().any(Bytes::is_empty) => {
                     // A JSON client must not be shown what is not JSON, and may not miss it either.
                     json::error(id, ErrorCode::NOT_AVAILABLE)

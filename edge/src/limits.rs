@@ -323,16 +323,35 @@ impl Gate {
             of(limits.count(Holder::Connection, taken))?;
         }
         self.user(user, cost, now)?;
-        if let Some(socket) = &self.socket {
-            let taken = limits.addresses.take(&socket.address, cost, now);
-            of(limits.count(Holder::Address, taken))?;
-        }
-        if limits.namespaces.is_empty() {
-            return Ok(());
-        }
-        match channel_of(kind).and_then(|channel| RoomName::parse(channel).ok()) {
-            Some(room) => of(limits.namespace(&room, cost, now)),
+        match &self.socket {
+            Some(socket) => {
+                let taken = limits.addresses.take(&socket.address, cost, now);
+                of(limits.count(Holder::Address, taken))
+            }
             None => Ok(()),
+        }
+    }
+
+    /// True if namespaces have limits.
+    pub(crate) fn counts_namespaces(&self) -> bool {
+        !self.limits.namespaces.is_empty()
+    }
+
+    /// Takes a command's cost from the namespace of a room in which the client may do it: who may not costs others
+    /// nothing.
+    ///
+    /// # Errors
+    /// When it is used up.
+    pub(crate) fn namespace(
+        &self,
+        kind: &CommandKind,
+        room: &RoomName,
+        now: Instant,
+    ) -> Result<(), Limited> {
+        if self.limits.namespace(room, cost_of(kind), now) {
+            Ok(())
+        } else {
+            Err(Limited)
         }
     }
 
@@ -384,17 +403,6 @@ fn cost_of(kind: &CommandKind) -> Cost {
         | CommandKind::Presence { .. }
         | CommandKind::PresenceStats { .. } => one.and(Counted::Reads, 1),
         _ => one,
-    }
-}
-
-fn channel_of(kind: &CommandKind) -> Option<&str> {
-    match kind {
-        CommandKind::Publish { channel, .. }
-        | CommandKind::Presence { channel }
-        | CommandKind::PresenceStats { channel } => Some(channel),
-        CommandKind::History(history) => Some(&history.channel),
-        CommandKind::Subscribe(subscribe) => Some(&subscribe.channel),
-        _ => None,
     }
 }
 

@@ -11,7 +11,6 @@ use weir_authz::hook::{Closing, Refusal};
 use weir_authz::token::{SubscribeOptions, Wanted};
 use weir_authz::{Action, Denied, Grants, Permit, Verifier};
 use weir_nats::ambient::random;
-use weir_nats::control::TokenFacts;
 use weir_nats::{RoomName, Seq};
 
 use crate::door::check_format;
@@ -36,8 +35,8 @@ mod places;
 mod tests;
 mod tokens;
 
-use authority::Authority;
 pub(crate) use authority::Obeyed;
+use authority::{Authority, OpenedBy};
 use places::Places;
 
 /// What the driver has to do for a command. At most one each.
@@ -106,8 +105,8 @@ pub(crate) struct Join {
     /// Public info in this room, and what the reply holds for the client, where a token said so.
     info: Option<String>,
     data: Option<String>,
-    /// The subscription token, if one was shown.
-    token: Option<TokenFacts>,
+    /// See [`Allowed`].
+    opened_by: Option<OpenedBy>,
 }
 
 /// Now, as the driver sees it.
@@ -152,8 +151,8 @@ struct Allowed {
     /// The client is told so, as it has a token to refresh. Else it subscribes again when it ends.
     tells: bool,
     options: SubscribeOptions,
-    /// The subscription token that opened it, if one did.
-    token: Option<TokenFacts>,
+    /// What opened it, if the connection's own rights did not.
+    opened_by: Option<OpenedBy>,
 }
 
 /// How far a subscription is. Each counts against the limit of channels.
@@ -242,7 +241,10 @@ impl Session {
             Phase::Connected(connected) => connected.grants.user(),
             Phase::New | Phase::Unusable => "",
         };
-        if is_counted && self.gate.command(&kind, user, now.instant).is_err() {
+        if is_counted
+            && (self.gate.command(&kind, user, now.instant).is_err()
+                || self.is_namespace_used_up(&kind, now.instant))
+        {
             self.limited += 1;
             if self.limited > LIMITED_MAX {
                 return Effect::Close(DisconnectCode::TOO_MANY_REQUESTS);
@@ -250,6 +252,29 @@ impl Session {
             return Effect::Reply(json::error(id, ErrorCode::TOO_MANY_REQUESTS));
         }
         self.dispatch(id, kind, now)
+    }
+
+    /// Takes what a command costs its namespace, if the client may do it there, or somebody else decides that.
+    fn is_namespace_used_up(&self, kind: &CommandKind, now: Instant) -> bool {
+        if !self.gate.counts_namespaces() {
+            return false;
+        }
+        let (channel, action, has_token) = match kind {
+            CommandKind::Publish { channel, .. } => (channel, Action::Publish, false),
+            CommandKind::History(history) => (&history.channel, Action::History, false),
+            CommandKind::Subscribe(subscribe) => {
+                let has_token = !subscribe.token.is_empty();
+                (&subscribe.channel, Action::Subscribe, has_token)
+            }
+            _ => return false,
+        };
+        let Ok((room, namespace)) = self.room(channel) else {
+            return false;
+        };
+        let may = has_token
+            || self.permit(action, &room, namespace).is_ok()
+            || self.may_ask(action, &room);
+        may && self.gate.namespace(kind, &room, now).is_err()
     }
 
     /// Feeds a command of [`Effect::Fetch`] once more. If its key is still missing, it fails.
@@ -383,7 +408,7 @@ impl Session {
                     expires_at_s: None,
                     tells: false,
                     options: SubscribeOptions::default(),
-                    token: None,
+                    opened_by: None,
                 },
             }
         } else {
@@ -393,7 +418,7 @@ impl Session {
                 permit: connected.grants.check_with_token(&claims, room, rules)?,
                 expires_at_s: claims.expires_at_s,
                 tells: true,
-                token: Some(claims.facts()),
+                opened_by: Some(OpenedBy::Token(claims.facts())),
                 options: claims.options,
             }
         };
@@ -437,7 +462,7 @@ impl Session {
             expires: after(ttl_s, now),
             info: options.info,
             data: options.data,
-            token: allowed.token,
+            opened_by: allowed.opened_by,
         }
     }
 
@@ -448,6 +473,9 @@ impl Session {
         join: &Join,
         result: Result<Joined, crate::hub::JoinError>,
     ) -> (Effect, Option<Seq>) {
+        if self.is_revoked() {
+            return (Effect::Close(DisconnectCode::TOKEN_REVOKED), None);
+        }
         let room = join.permit.room().clone();
         let Phase::Connected(connected) = &mut self.phase else {
             return (Effect::None, None);
@@ -461,7 +489,8 @@ impl Session {
         let revocations = self.verifier.revocations();
         let user = connected.grants.user();
         let is_revoked = |token| revocations.is_revoked(user, token);
-        if join.token.as_ref().is_some_and(is_revoked) {
+        let by_token = join.opened_by.as_ref().and_then(OpenedBy::token);
+        if by_token.is_some_and(is_revoked) {
             connected.subscriptions.remove(&room);
             let frame = json::error(join.id, ErrorCode::PERMISSION_DENIED);
             return (Effect::Reply(frame), None);
@@ -502,7 +531,7 @@ impl Session {
         if let Some(expires) = join.expires {
             connected.expiring.insert(room.clone(), expires);
         }
-        connected.authority.opened(&room, join.token.clone());
+        connected.authority.opened(&room, join.opened_by.clone());
         let place = Place::Member(joined.membership, join.info.clone());
         connected.subscriptions.insert(room, place);
         (
@@ -672,6 +701,13 @@ impl Session {
                 let far = self.opened + Duration::from_secs(365 * 24 * 3_600);
                 all.into_iter().flatten().min().unwrap_or(far)
             }
+        }
+    }
+
+    /// Feeds that no pong could be read until now.
+    pub(crate) fn excuse_pong(&mut self, now: Instant) {
+        if self.pong_due.is_some_and(|due| now >= due) {
+            self.pong_due = Some(now + self.settings.client.pong_timeout);
         }
     }
 

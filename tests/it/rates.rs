@@ -362,6 +362,10 @@ async fn limits_of_a_namespace_hold_at_every_door() {
     let mut bob = connected(&weir, "bob").await;
     let bot = nats.client("bot").await;
     let start = Instant::now();
+    // Who may not speak there costs those who may nothing.
+    let mut eve = Client::connect(&weir.address(), None).await.unwrap();
+    let outcome = burst(&mut eve, &publishes("small:a", 9)).await;
+    assert_eq!(outcome.errors, [(103, 9)].into(), "{outcome:?}");
     burst(&mut ann, &publishes("small:a", 3))
         .await
         .require_all("below");

@@ -18,12 +18,31 @@ use crate::protocol::json;
 pub(super) struct Authority {
     /// Of the connection token; `None` without one: there is nothing to revoke.
     token: Option<TokenFacts>,
-    /// Of the subscription tokens that opened rooms; most rooms need none and are not here.
-    rooms: HashMap<RoomName, TokenFacts>,
+    /// What opened rooms; most are opened by the connection's own rights and are not here.
+    rooms: HashMap<RoomName, OpenedBy>,
     /// The revocations that the connection token was compared with last.
     version: u64,
     /// When the connection began, in milliseconds since 1970.
     began_ms: i64,
+}
+
+/// What opened a room where the connection's own rights did not.
+#[derive(Clone, Debug)]
+pub(super) enum OpenedBy {
+    /// A subscription token.
+    Token(TokenFacts),
+    /// The application, asked by a hook.
+    Application,
+}
+
+impl OpenedBy {
+    /// The token, as far as it can be revoked.
+    pub(super) fn token(&self) -> Option<&TokenFacts> {
+        match self {
+            Self::Token(token) => Some(token),
+            Self::Application => None,
+        }
+    }
 }
 
 /// What an order does to a session.
@@ -50,10 +69,10 @@ impl Authority {
         self.token = Some(token);
     }
 
-    /// A room was opened by this subscription token, or by none.
-    pub(super) fn opened(&mut self, room: &RoomName, token: Option<TokenFacts>) {
-        match token {
-            Some(token) => drop(self.rooms.insert(room.clone(), token)),
+    /// A room was opened by this, or by the connection's own rights.
+    pub(super) fn opened(&mut self, room: &RoomName, by: Option<OpenedBy>) {
+        match by {
+            Some(by) => drop(self.rooms.insert(room.clone(), by)),
             None => drop(self.rooms.remove(room)),
         }
     }
@@ -88,7 +107,8 @@ impl Session {
     /// Asks: whether the subscription token that opened a room was revoked.
     pub(super) fn is_room_revoked(&self, connected: &Connected, room: &RoomName) -> bool {
         let rooms = &connected.authority.rooms;
-        rooms.get(room).is_some_and(|token| {
+        let by_token = rooms.get(room).and_then(OpenedBy::token);
+        by_token.is_some_and(|token| {
             let revocations = self.verifier.revocations();
             revocations.is_revoked(connected.grants.user(), token)
         })
@@ -161,14 +181,13 @@ impl Session {
     }
 
     /// After a refresh: the rooms end that the new token does not allow. Those that a subscription token opened are
-    /// that token's; those that the application decides about stay as it decided.
+    /// that token's; those that the application opened stay as it decided.
     pub(super) fn narrowed(&mut self, reply: Bytes) -> Effect {
         let Phase::Connected(connected) = &self.phase else {
             return Effect::Reply(reply);
         };
         let is_lost = |room: &RoomName| {
             !connected.authority.rooms.contains_key(room)
-                && !self.may_ask(Action::Subscribe, room)
                 && self.settings.namespace(room).is_none_or(|namespace| {
                     let rules = &namespace.rules;
                     let checked = connected

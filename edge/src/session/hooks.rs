@@ -11,7 +11,9 @@ use weir_authz::{Action, Grants};
 use weir_nats::RoomName;
 
 use super::tokens::SaidBy;
-use super::{Allowed, Effect, Now, Phase, Place, Refused, Session, after, random_part, ttl};
+use super::{
+    Allowed, Effect, Now, OpenedBy, Phase, Place, Refused, Session, after, random_part, ttl,
+};
 use crate::door::check_format;
 use crate::hook::{About, Failure, Heard, Question};
 use crate::protocol::code::{DisconnectCode, ErrorCode};
@@ -166,7 +168,7 @@ impl Session {
                 expires_at_s: subscribed.expires_at_s,
                 tells: false,
                 options: subscribed.options,
-                token: None,
+                opened_by: Some(OpenedBy::Application),
             };
             Ok(Self::plan(id, namespace, subscribe, allowed, now))
         });

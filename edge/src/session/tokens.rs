@@ -7,7 +7,7 @@ use weir_authz::{Claims, Grants, SubscriptionClaims, TokenError};
 use weir_nats::RoomName;
 use weir_nats::control::TokenFacts;
 
-use super::{Authority, Connected, Effect, Now, Phase, Place, Places, Refused, Session};
+use super::{Authority, Connected, Effect, Now, OpenedBy, Phase, Place, Places, Refused, Session};
 use super::{after, random_part, ttl, version};
 use crate::protocol::code::{DisconnectCode, ErrorCode, UnsubscribeCode};
 use crate::protocol::{Command, CommandKind, Connect, ConnectResult, json};
@@ -175,7 +175,9 @@ impl Session {
         let Phase::Connected(connected) = &mut self.phase else {
             return Effect::Close(DisconnectCode::BAD_REQUEST);
         };
-        connected.authority.opened(&room, Some(claims.facts()));
+        connected
+            .authority
+            .opened(&room, Some(OpenedBy::Token(claims.facts())));
         let ttl_s = claims.expires_at_s.map(|at| ttl(at, now.unix_s));
         if let Some(Place::Member(_, info)) = connected.subscriptions.get_mut(&room) {
             *info = claims.options.info;

@@ -141,6 +141,30 @@ impl Revocations {
         })
     }
 
+    /// While this process may not know what was ordered, which it also may not while NATS is away: what to wait for
+    /// before somebody is let in by another connection than the one that is watched.
+    #[must_use]
+    pub fn until_current(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
+        (!self.is_current()).then(|| {
+            let held = self.clone();
+            async move {
+                while !held.is_current() {
+                    let Some(gate) = held.0.gate.get() else {
+                        return;
+                    };
+                    let read = tokio::time::timeout(LOOK_AGAIN, gate.read.notified()).await;
+                    tracing::trace!(is_read = read.is_ok(), "no login until orders are read");
+                }
+            }
+        })
+    }
+
+    fn is_current(&self) -> bool {
+        self.0.gate.get().is_none_or(|gate| {
+            gate.read_on.load(Ordering::Acquire) == gate.links.live_lost() && gate.links.is_live()
+        })
+    }
+
     fn is_held(&self) -> bool {
         // In this order, as it is asked for each command and the second takes a lock.
         self.0.gate.get().is_some_and(|gate| {

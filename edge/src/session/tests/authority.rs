@@ -13,7 +13,7 @@ fn signed(claims: &Value) -> String {
 }
 
 /// A token that was issued at [`UNIX_S`], with more claims.
-fn issued(user: &str, more: Value) -> String {
+pub(super) fn issued(user: &str, more: Value) -> String {
     let mut claims =
         json!({"sub": user, "exp": UNIX_S + 3_600, "iat": UNIX_S, "jti": format!("of-{user}")});
     for (name, value) in more.as_object().unwrap() {

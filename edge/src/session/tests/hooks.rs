@@ -232,7 +232,11 @@ fn a_refresh_leaves_alone_what_the_application_decided() {
     (settings.hooks.connect, settings.hooks.refresh) = (None, None);
     let mut rig = Rig::new(settings);
     let token = token(SECRET, "ann", None, 60);
-    assert!(rig.say(&connect(&token)).starts_with("connected"));
+    let caps = serde_json::json!({"caps": [{"channels": ["ask:b"], "allow": ["sub"]}]});
+    let more = authority::issued("ann", caps);
+    assert!(rig.say(&connect(&more)).starts_with("connected"));
+    // Its token opens this one, so that nobody is asked.
+    rig.joined(&subscribe(1, "ask:b"));
     let question = rig.asks(&subscribe(2, "ask:a"));
     let heard = question.read(YES.as_bytes(), rig.now.unix_s);
     let effect = rig
@@ -244,7 +248,9 @@ fn a_refresh_leaves_alone_what_the_application_decided() {
     rig.let_in(&join);
     let refresh = format!(r#"{{"id":3,"refresh":{{"token":"{token}"}}}}"#);
     let said = rig.say(&refresh);
-    assert!(said.contains("refresh"), "{said}");
-    let room = RoomName::parse("ask:a").unwrap();
-    assert!(rig.session.is_subscribed(&room));
+    assert_eq!(said, "leave 1", "what its token opened");
+    for (room, stays) in [("ask:a", true), ("ask:b", false)] {
+        let room = RoomName::parse(room).unwrap();
+        assert_eq!(rig.session.is_subscribed(&room), stays, "{room}");
+    }
 }
