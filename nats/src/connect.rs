@@ -219,19 +219,7 @@ async fn connect(
             }
             async {}
         });
-    let options = match &config.tls {
-        Some(tls) => tls.apply(options),
-        None => options,
-    };
-    let servers: Vec<&str> = config.url.split(',').map(str::trim).collect();
-    options
-        .connect(servers.as_slice())
-        .await
-        .map_err(|error| ConnectError {
-            url: config.url.clone(),
-            user: credentials.user.clone(),
-            reason: error.to_string(),
-        })
+    open(options, config, credentials).await
 }
 
 /// A connection beside the three, as another user.
@@ -251,13 +239,22 @@ pub(crate) async fn connect_as(
             tracing::info!(what_for, %event, "nats link");
             async {}
         });
+    open(options, config, credentials).await
+}
+
+/// Connects to the first server that takes these credentials, as the configuration trusts servers.
+async fn open(
+    options: ConnectOptions,
+    config: &ConnectConfig,
+    credentials: &Credentials,
+) -> Result<Client, ConnectError> {
     let options = match &config.tls {
         Some(tls) => tls.apply(options),
         None => options,
     };
     let servers: Vec<&str> = config.url.split(',').map(str::trim).collect();
-    options
-        .connect(servers.as_slice())
+    // Large, and awaited by much else.
+    Box::pin(options.connect(servers.as_slice()))
         .await
         .map_err(|error| ConnectError {
             url: config.url.clone(),

@@ -127,41 +127,37 @@ impl Revocations {
     /// While NATS is back and what was ordered meanwhile is not known yet: what to wait for before anybody is served.
     #[must_use]
     pub fn hold(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
-        self.is_held().then(|| {
-            let held = self.clone();
-            async move {
-                while held.is_held() {
-                    let Some(gate) = held.0.gate.get() else {
-                        return;
-                    };
-                    let read = tokio::time::timeout(LOOK_AGAIN, gate.read.notified()).await;
-                    tracing::trace!(is_read = read.is_ok(), "held until orders are read");
-                }
-            }
-        })
+        self.wait_while(Self::is_held)
     }
 
     /// While this process may not know what was ordered, which it also may not while NATS is away: what to wait for
     /// before somebody is let in by another connection than the one that is watched.
     #[must_use]
     pub fn until_current(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
-        (!self.is_current()).then(|| {
+        self.wait_while(Self::may_be_behind)
+    }
+
+    fn wait_while(
+        &self,
+        blocks: fn(&Self) -> bool,
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
+        blocks(self).then(|| {
             let held = self.clone();
             async move {
-                while !held.is_current() {
+                while blocks(&held) {
                     let Some(gate) = held.0.gate.get() else {
                         return;
                     };
                     let read = tokio::time::timeout(LOOK_AGAIN, gate.read.notified()).await;
-                    tracing::trace!(is_read = read.is_ok(), "no login until orders are read");
+                    tracing::trace!(is_read = read.is_ok(), "waits until orders are read");
                 }
             }
         })
     }
 
-    fn is_current(&self) -> bool {
-        self.0.gate.get().is_none_or(|gate| {
-            gate.read_on.load(Ordering::Acquire) == gate.links.live_lost() && gate.links.is_live()
+    fn may_be_behind(&self) -> bool {
+        self.0.gate.get().is_some_and(|gate| {
+            gate.read_on.load(Ordering::Acquire) != gate.links.live_lost() || !gate.links.is_live()
         })
     }
 
